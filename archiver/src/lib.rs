@@ -1,0 +1,1 @@
+//! Getting data in: replication client, receiver, archive-push, base backup.

@@ -1,0 +1,1 @@
+//! Getting data out: recovery plan, restore, archive-get.

@@ -1,0 +1,1 @@
+//! The formats Walden stores and where they live: keys, descriptors, sealed objects, catalogue, store.

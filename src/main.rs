@@ -1,0 +1,2 @@
+//! `walden`: PostgreSQL WAL archiving and point-in-time recovery.
+fn main() {}
