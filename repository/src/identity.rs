@@ -304,6 +304,9 @@ async fn run_command(command: &str) -> Result<Vec<u8>, String> {
                 .await;
             read.map_err(|error| format!("its output cannot be read: {error}"))?;
         }
+        if bytes.len() as u64 > MAX_SECRET_BYTES {
+            return Ok(bytes);
+        }
         let status = child
             .wait()
             .await
