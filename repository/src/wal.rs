@@ -42,7 +42,9 @@ pub fn describe(summary: &SegmentSummary, end: Lsn, lineage: &str) -> WalDescrip
     }
 }
 
-fn utc(time: Timestamp) -> Option<jiff::Timestamp> {
+/// A time of WAL as UTC; `None` outside the range of years that RFC 3339 has.
+#[must_use]
+pub fn utc(time: Timestamp) -> Option<jiff::Timestamp> {
     jiff::Timestamp::from_microsecond(time.unix_micros()).ok()
 }
 
