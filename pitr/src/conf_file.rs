@@ -203,7 +203,9 @@ fn parse_statement(line: &str) -> Option<Statement> {
 }
 
 fn parse_assignment(line: &str) -> Option<Statement> {
-    let name_end = line.find(|c: char| !is_name_character(c)).unwrap_or(line.len());
+    let name_end = line
+        .find(|c: char| !is_name_character(c))
+        .unwrap_or(line.len());
     let (name, rest) = line.split_at(name_end);
     if name.is_empty() || !name.starts_with(|c: char| is_name_start(c)) {
         return None;
@@ -272,7 +274,11 @@ fn parse_escape<'t>(text: &'t str, value: &mut String) -> Option<&'t str> {
         let (digits, rest) = text.split_at(octal);
         let code = u32::from_str_radix(digits, 8).ok()? & 0xff;
         // Bytes above 127 come from encodings that are not UTF-8; nothing we look at holds them.
-        value.push(char::from_u32(code).filter(char::is_ascii).unwrap_or('\u{fffd}'));
+        value.push(
+            char::from_u32(code)
+                .filter(char::is_ascii)
+                .unwrap_or('\u{fffd}'),
+        );
         return Some(rest);
     }
     let mut characters = text.chars();
@@ -322,12 +328,18 @@ mod tests {
         check("port = 5432", setting("port", "5432"));
         check("port 5432", setting("port", "5432"));
         check("Port=5432# comment", setting("port", "5432"));
-        check("shared_buffers = 128MB\t\t\t# min 128kB", setting("shared_buffers", "128MB"));
+        check(
+            "shared_buffers = 128MB\t\t\t# min 128kB",
+            setting("shared_buffers", "128MB"),
+        );
         check("a = 'it''s'", setting("a", "it's"));
         check(r"a = 'it\'s\n\\ \101'", setting("a", "it's\n\\ A"));
         check("a = ''", setting("a", ""));
         check("a = 'x # y' # z", setting("a", "x # y"));
-        check("walden.restored_from = 'x'", setting("walden.restored_from", "x"));
+        check(
+            "walden.restored_from = 'x'",
+            setting("walden.restored_from", "x"),
+        );
         check("a = 'open", Some(Statement::Invalid));
         check("a = 'x' y", Some(Statement::Invalid));
         check("= 3", Some(Statement::Invalid));
@@ -364,8 +376,14 @@ mod tests {
     #[test]
     fn follows_includes_and_the_last_value_wins() {
         let source = Table(&[
-            ("postgresql.conf", "port = 1\ninclude_dir 'conf.d'\ninclude 'gone'\ninclude_if_exists 'gone2'\n"),
-            ("conf.d/a.conf", "port = 2\ninclude 'more/b'\ninclude_dir '/etc/none'"),
+            (
+                "postgresql.conf",
+                "port = 1\ninclude_dir 'conf.d'\ninclude 'gone'\ninclude_if_exists 'gone2'\n",
+            ),
+            (
+                "conf.d/a.conf",
+                "port = 2\ninclude 'more/b'\ninclude_dir '/etc/none'",
+            ),
             ("conf.d/more/b", "work_mem = 3"),
             ("postgresql.auto.conf", "work_mem = '4'"),
         ]);
@@ -375,7 +393,10 @@ mod tests {
         assert_eq!(read.files.len(), 4);
         assert_eq!(
             read.missing_includes,
-            [("conf.d/a.conf".to_owned(), 3), ("postgresql.conf".to_owned(), 3)]
+            [
+                ("conf.d/a.conf".to_owned(), 3),
+                ("postgresql.conf".to_owned(), 3)
+            ]
         );
     }
 

@@ -1,3 +1,10 @@
 //! Getting data out: recovery plan, restore, archive-get.
 
 pub mod conf_file;
+pub mod error;
+pub mod target;
+pub mod time;
+pub mod window;
+
+pub use error::{Error, Result};
+pub use target::{RecoveryGoal, RecoveryTarget};
