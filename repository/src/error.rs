@@ -21,6 +21,8 @@ pub enum ErrorClass {
     Corrupt,
     /// Only a changed setting, right or environment helps (URL, credentials, bucket, TLS trust, permissions).
     Config,
+    /// No key, or not the right one (exit code 12).
+    Key,
     /// An invariant of ours is broken.
     Bug,
 }
@@ -126,6 +128,88 @@ pub enum Error {
         reason: &'static str,
     },
 
+    // --- keys and sealed objects ---
+    /// A path that is no object key of format 1.
+    #[error("{path:?} is not the key of an object")]
+    InvalidKey {
+        /// The path, or the part of it, as found.
+        path: String,
+    },
+    /// Stored bytes that are not what their descriptor, their tags or their checksums say.
+    #[error("{key}: {what}")]
+    Damaged {
+        /// Key of the object.
+        key: String,
+        /// What does not hold.
+        what: String,
+    },
+    /// An object found where another one belongs.
+    #[error("{key}: this is a sealed object, but of {found}")]
+    Misplaced {
+        /// Where it was found.
+        key: String,
+        /// What it says of itself.
+        found: String,
+    },
+    /// An object without a descriptor: not written by Walden.
+    #[error("{key}: the object carries no descriptor")]
+    NoDescriptor {
+        /// Key of the object.
+        key: String,
+    },
+    /// Written by a later version.
+    #[error("{key}: written by a later version: {what}")]
+    FromTheFuture {
+        /// Key of the object.
+        key: String,
+        /// What this version does not know.
+        what: String,
+    },
+    /// An unsealed object, and the reader was given an identity.
+    #[error("{key}: the object is not encrypted, although an identity is configured")]
+    PlainRefused {
+        /// Key of the object.
+        key: String,
+    },
+    /// An encrypted object, and no identity to open it.
+    #[error("{key}: the object is encrypted and no identity is configured")]
+    NoIdentity {
+        /// Key of the object.
+        key: String,
+    },
+    /// None of the identities opens the object.
+    #[error("{key}: none of the {identities} configured identities opens the object")]
+    WrongIdentity {
+        /// Key of the object.
+        key: String,
+        /// How many were tried.
+        identities: usize,
+    },
+    /// Something else already stands at this key: never overwritten.
+    #[error("{key}: already stored with different contents: {what}")]
+    AlreadyStored {
+        /// Key of the object.
+        key: String,
+        /// Which facts differ.
+        what: String,
+    },
+    /// A recipient, identity or secret reference that cannot be used.
+    #[error("{reference}: {reason}")]
+    Secret {
+        /// The reference (never the secret itself).
+        reference: String,
+        /// What is wrong and what is expected.
+        reason: String,
+    },
+    /// What was asked to be stored breaks a limit or a rule of the format: a mistake in the calling code.
+    #[error("{key}: cannot be sealed: {reason}")]
+    Unsealable {
+        /// Key of the object.
+        key: String,
+        /// Which rule.
+        reason: String,
+    },
+
     // --- local files ---
     /// A local file operation failed.
     #[error("{action} {path:?}")]
@@ -152,7 +236,15 @@ impl Error {
             Error::ObjectTooLarge { .. }
             | Error::RangeOutside { .. }
             | Error::StoreAnswer { .. } => ErrorClass::Corrupt,
-            Error::InvalidPath { .. } => ErrorClass::Bug,
+            Error::InvalidPath { .. } | Error::Unsealable { .. } => ErrorClass::Bug,
+            Error::InvalidKey { .. }
+            | Error::Damaged { .. }
+            | Error::Misplaced { .. }
+            | Error::NoDescriptor { .. } => ErrorClass::Corrupt,
+            Error::FromTheFuture { .. } | Error::PlainRefused { .. } => ErrorClass::Config,
+            Error::NoIdentity { .. } | Error::WrongIdentity { .. } => ErrorClass::Key,
+            Error::Secret { .. } => ErrorClass::Config,
+            Error::AlreadyStored { .. } => ErrorClass::Conflict,
             Error::Io { source, .. } => class_of_io(source),
         }
     }
