@@ -1,6 +1,7 @@
 //! The formats Walden stores and where they live: keys, descriptors, sealed objects, catalogue, store.
 
 pub mod descriptor;
+pub mod durable;
 pub mod error;
 pub mod identity;
 pub mod key;
