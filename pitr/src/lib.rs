@@ -2,6 +2,7 @@
 
 pub mod conf_file;
 pub mod error;
+pub mod postgres;
 pub mod recovery_conf;
 pub mod target;
 pub mod time;
