@@ -1,6 +1,7 @@
 //! Getting data out: recovery plan, restore, archive-get.
 
 pub mod conf_file;
+pub mod data_directory;
 pub mod error;
 pub mod postgres;
 pub mod recovery_conf;

@@ -52,6 +52,9 @@ pub async fn find_server_binaries(major: u32, bin_dir: Option<&Path>) -> Result<
         }
         match read_version(&program).await {
             Ok(version) if parse_major(&version) == Some(major) => {
+                // A link in PATH stands alone; the other programs are where it points.
+                let program = program.canonicalize().unwrap_or(program);
+                let folder = program.parent().map_or(folder, Path::to_owned);
                 return Ok(ServerBinaries { folder, version });
             }
             Ok(version) => searched.push(format!("{} ({version})", folder.display())),
