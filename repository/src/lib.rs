@@ -1,5 +1,8 @@
 //! The formats Walden stores and where they live: keys, descriptors, sealed objects, catalogue, store.
 
+pub mod backup;
+pub mod catalog;
+pub mod cluster;
 pub mod descriptor;
 pub mod durable;
 pub mod error;
