@@ -39,7 +39,7 @@ fn main() -> std::process::ExitCode {
     hook::exit_on_panic(hook);
     let code = match Cli::try_parse_from(&arguments).and_then(|cli| refuse_json_for(hook, cli)) {
         Ok(cli) => run(cli, hook),
-        Err(error) => usage::answer(&error, &arguments),
+        Err(error) => usage::answer(&error, &arguments, hook),
     };
     std::process::ExitCode::from(Hook::status(hook, code))
 }

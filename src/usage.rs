@@ -8,12 +8,14 @@ use clap::error::ErrorKind;
 use crate::cli::GlobalArgs;
 use crate::exit_code::ExitCode;
 use crate::failure::Failure;
+use crate::hook::Hook;
 use crate::redact;
 use crate::report::Output;
 
-/// Prints the answer and says how the process ends. Under `--json` a usage error is a document too, though nothing was parsed.
-pub(crate) fn answer(error: &clap::Error, arguments: &[OsString]) -> ExitCode {
-    let json = arguments.iter().any(|argument| argument == "--json");
+/// Prints the answer and says how the process ends. Under `--json` a usage error is a document too, though nothing was parsed;
+/// not for the hooks, whose stdout nobody reads.
+pub(crate) fn answer(error: &clap::Error, arguments: &[OsString], hook: Option<Hook>) -> ExitCode {
+    let json = hook.is_none() && arguments.iter().any(|argument| argument == "--json");
     let output = Output::new(&GlobalArgs {
         json,
         ..GlobalArgs::default()
