@@ -1,0 +1,87 @@
+//! The one error type of the crate. It owns no policy: every variant means "these bytes or this text are not what they claim to be".
+
+use core::fmt;
+
+/// Input that is not a valid instance of the format it was read as.
+///
+/// All variants are of the class *corrupt* but [`Error::SegmentSize`], [`Error::Lsn`] and [`Error::FileName`], which usually come from text that
+/// a person or a server gave. The end of WAL is not an error: see the decoder's steps.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Error {
+    /// Not a WAL segment size: a power of two from 1 MiB to 1 GiB, in bytes.
+    SegmentSize(u32),
+    /// Not an LSN in the form `X/X`.
+    Lsn,
+    /// Not the name of a file that PostgreSQL keeps in `pg_wal`.
+    FileName,
+    /// A timeline history file that contradicts itself or cannot be read.
+    History {
+        /// Line in the file, from 1; 0 if it is the file as a whole.
+        line: usize,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// A `backup_label` or backup history file that cannot be read.
+    BackupLabel {
+        /// Line in the file, from 1; 0 if it is the file as a whole.
+        line: usize,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// A `pg_control` that cannot be read.
+    ControlFile {
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// A `pg_control` of a version of PostgreSQL that is not known here.
+    ControlFileVersion(u32),
+    /// A `pg_control` whose CRC-32C does not fit its bytes.
+    ControlFileCrc {
+        /// The CRC that is stored in the file.
+        stored: u32,
+        /// The CRC of the bytes in the file.
+        computed: u32,
+    },
+    /// The input ended inside a structure.
+    Truncated {
+        /// The field that was cut.
+        field: &'static str,
+    },
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::SegmentSize(bytes) => {
+                write!(
+                    f,
+                    "{bytes} bytes is not a WAL segment size (a power of two from 1 MiB to 1 GiB)"
+                )
+            }
+            Self::Lsn => {
+                f.write_str("not an LSN (expected two hexadecimal numbers, as in 0/16B3740)")
+            }
+            Self::FileName => f.write_str("not the name of a WAL file"),
+            Self::History { line, problem } => {
+                write!(f, "timeline history file, line {line}: {problem}")
+            }
+            Self::BackupLabel { line, problem } => {
+                write!(f, "backup label, line {line}: {problem}")
+            }
+            Self::ControlFile { problem } => write!(f, "pg_control: {problem}"),
+            Self::ControlFileVersion(version) => {
+                write!(f, "pg_control: version {version} is not supported")
+            }
+            Self::ControlFileCrc { stored, computed } => {
+                write!(
+                    f,
+                    "pg_control: CRC {stored:08X} stored, {computed:08X} computed"
+                )
+            }
+            Self::Truncated { field } => write!(f, "input ends before the end of {field}"),
+        }
+    }
+}
+
+impl core::error::Error for Error {}
