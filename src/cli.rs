@@ -7,8 +7,10 @@ use clap::builder::Styles;
 use clap::builder::styling::{AnsiColor, Effects};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
 
+use repository::identity::SecretReference;
+
 use crate::commands;
-use crate::config::{RepositoryOverride, SecretRef};
+use crate::config::{RepositoryOverride, parse_secret_reference};
 
 /// PostgreSQL WAL archiving and point-in-time recovery.
 #[derive(Debug, Parser)]
@@ -189,12 +191,12 @@ pub(crate) struct StoreArgs {
     pub(crate) ca_file: Option<PathBuf>,
 
     /// Where the access key is kept: file:PATH, env:NAME or cmd:COMMAND
-    #[arg(help_heading = "Repository options", long, value_name = "REF", requires_all = ["url", "secret_key"])]
-    pub(crate) access_key: Option<SecretRef>,
+    #[arg(help_heading = "Repository options", long, value_name = "REF", value_parser = parse_secret_reference, requires_all = ["url", "secret_key"])]
+    pub(crate) access_key: Option<SecretReference>,
 
     /// Where the secret key is kept: file:PATH, env:NAME or cmd:COMMAND
-    #[arg(help_heading = "Repository options", long, value_name = "REF", requires_all = ["url", "access_key"])]
-    pub(crate) secret_key: Option<SecretRef>,
+    #[arg(help_heading = "Repository options", long, value_name = "REF", value_parser = parse_secret_reference, requires_all = ["url", "access_key"])]
+    pub(crate) secret_key: Option<SecretReference>,
 }
 
 impl StoreArgs {

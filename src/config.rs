@@ -17,6 +17,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use ::repository::identity::{Identities, Recipients, SecretReference};
+use ::repository::sealed::{Compression, MAX_RECIPIENTS};
 use anyhow::{Context, Result};
 
 use crate::exit_code::ExitCode;
@@ -27,12 +29,10 @@ use reader::{At, Complaint, Table};
 
 pub(crate) use locate::Caller;
 pub(crate) use repository::{Location, Repository, RepositoryOverride};
-pub(crate) use secret_ref::SecretRef;
+pub(crate) use secret_ref::{parse_recipient, parse_secret_reference};
 
 /// Largest configuration file that is read.
 const MAX_FILE_BYTES: u64 = 1 << 20;
-/// Most recipients an object may have (repository format 1).
-const MAX_RECIPIENTS: usize = 16;
 /// Bounds of the tail chunk interval: below, a store is flooded with requests; above, `sync` or segments alone say it better.
 const RPO_RANGE: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(100)..=Duration::from_secs(3600);
@@ -107,15 +107,6 @@ pub(crate) enum OnInvalid {
     Refuse,
 }
 
-/// Compression of stored objects.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Compression {
-    /// Fast.
-    Lz4,
-    /// Smaller.
-    Zstd,
-}
-
 /// Whether and to whom objects are encrypted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Encryption {
@@ -126,7 +117,7 @@ pub(crate) enum Encryption {
         /// Public keys that new objects are sealed to, at most 16; empty where only restores run.
         recipients: Vec<String>,
         /// Where the identity is kept; only where restores run. Never absent if `recipients` is empty.
-        identity: Option<SecretRef>,
+        identity: Option<SecretReference>,
     },
 }
 
@@ -140,7 +131,7 @@ pub(crate) struct Overrides {
     /// `--rpo`
     pub(crate) rpo: Option<Rpo>,
     /// `--identity`
-    pub(crate) identity: Option<SecretRef>,
+    pub(crate) identity: Option<SecretReference>,
     /// A repository URL: with it no file is looked for.
     pub(crate) repository: Option<RepositoryOverride>,
 }
@@ -336,6 +327,48 @@ impl Config {
             .expect("a checked configuration has a repository")
     }
 
+    /// The public keys that new objects are sealed to; `None` if they are stored in the clear, which the file says.
+    ///
+    /// # Errors
+    /// Only an identity is configured, or nothing says whether to encrypt: nothing falls back to the clear.
+    pub(crate) fn recipients(&self) -> Result<Option<Recipients>> {
+        match &self.encryption {
+            Some(Encryption::None) => Ok(None),
+            Some(Encryption::Sealed { recipients, .. }) if !recipients.is_empty() => {
+                Ok(Some(Recipients::parse(recipients)?))
+            }
+            _ => {
+                let missing = anyhow::anyhow!(
+                    "{}: no recipients, so nothing can be encrypted",
+                    self.source_name()
+                );
+                let missing = Err(missing).hint(
+                    "add [encryption] recipients = [\"age1…\"], the public half of your identity",
+                );
+                missing.exit_code(ExitCode::Usage)
+            }
+        }
+    }
+
+    /// The secret keys that open objects; none if no identity is configured.
+    ///
+    /// # Errors
+    /// The reference cannot be resolved or holds no key.
+    pub(crate) async fn identities(&self) -> Result<Identities> {
+        match &self.encryption {
+            Some(Encryption::Sealed {
+                identity: Some(reference),
+                ..
+            }) => {
+                let loaded = Identities::load(std::slice::from_ref(reference)).await;
+                loaded
+                    .context("load the identity")
+                    .exit_code(ExitCode::NoKey)
+            }
+            _ => Ok(Identities::default()),
+        }
+    }
+
     /// The file's name for messages.
     pub(crate) fn source_name(&self) -> String {
         self.file.as_ref().map_or_else(
@@ -518,7 +551,7 @@ impl Encryption {
             .iter()
             .map(|item| parse_recipient(&item.value).map_err(|message| item.complain(message)))
             .collect::<Result<Vec<_>, _>>()?;
-        let identity = secret_ref(&mut table, "identity", folder)?;
+        let identity = secret_ref_at(&mut table, "identity", folder)?;
         if recipients.is_empty() && identity.is_none() {
             return Err(unsaid(table.complain("[encryption] names no key")));
         }
@@ -531,41 +564,19 @@ impl Encryption {
 }
 
 /// A reference to a secret, its path taken from the folder of the file.
-fn secret_ref(
+fn secret_ref_at(
     table: &mut Table<'_>,
     key: &'static str,
     folder: &Path,
-) -> Result<Option<SecretRef>, Complaint> {
+) -> Result<Option<SecretReference>, Complaint> {
     let Some(text) = table.string(key)? else {
         return Ok(None);
     };
-    let reference: SecretRef = text
-        .value
-        .parse()
-        .map_err(|message| text.complain(format!("`{key}`: {message}")))?;
-    Ok(Some(reference.resolved_from(folder)))
-}
-
-/// An age X25519 recipient, by its shape (the library checks the checksum). Never repeats a secret.
-pub(crate) fn parse_recipient(text: &str) -> Result<String, String> {
-    const LENGTH: usize = 62;
-    let text = text.trim();
-    if secret_ref::is_identity(text) {
-        return Err("this is a secret key, a recipient is the public one (age1…): find it with `age-keygen -y`".to_owned());
-    }
-    let data = text
-        .strip_prefix("age1")
-        .ok_or_else(|| format!("`{text}` is not an age recipient (age1…)"))?;
-    // The alphabet of bech32 leaves out 1, b, i and o.
-    let allowed =
-        |byte: u8| (byte.is_ascii_lowercase() || byte.is_ascii_digit()) && !b"1bio".contains(&byte);
-    if text.len() == LENGTH && data.bytes().all(allowed) {
-        Ok(text.to_owned())
-    } else {
-        Err(format!(
-            "`{text}` is not a whole age recipient: age1 and 58 lower-case letters and digits"
-        ))
-    }
+    let reference = parse_secret_reference(&text.value)
+        .and_then(|read| secret_ref::resolved_from(read, folder));
+    reference
+        .map(Some)
+        .map_err(|message| text.complain(format!("`{key}`: {message}")))
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! The table of exit codes: what a script may conclude from how Walden ended. The hooks' own codes are in `hook.rs`.
 
+use repository::ErrorClass;
+
 /// How a command ended. The numbers are part of the command line and never change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ExitCode {
@@ -28,6 +30,16 @@ pub(crate) enum ExitCode {
 }
 
 impl ExitCode {
+    /// What an error of this class means for a command that knows nothing more about it.
+    pub(crate) const fn of_class(class: ErrorClass) -> Self {
+        match class {
+            ErrorClass::Retry | ErrorClass::Bug => Self::Failed,
+            ErrorClass::NotFound | ErrorClass::Conflict | ErrorClass::Corrupt => Self::Integrity,
+            ErrorClass::Config => Self::Usage,
+            ErrorClass::Key => Self::NoKey,
+        }
+    }
+
     /// The process's exit status, for every command but the hooks.
     pub(crate) const fn status(self) -> u8 {
         match self {

@@ -174,8 +174,12 @@ pub(crate) struct ErrorDocument<'a> {
 }
 
 /// The code that an error of a library stands for.
-fn code_of(_cause: &(dyn StdError + 'static)) -> Option<ExitCode> {
-    None
+fn code_of(cause: &(dyn StdError + 'static)) -> Option<ExitCode> {
+    match cause.downcast_ref::<repository::Error>()? {
+        // A file of this host, not an object of the repository.
+        repository::Error::Io { .. } => Some(ExitCode::Failed),
+        error => Some(ExitCode::of_class(error.class())),
+    }
 }
 
 #[cfg(test)]
@@ -223,6 +227,48 @@ mod tests {
     fn without_advice_it_is_a_failure() {
         let failure = Failure::of(&anyhow!("x"));
         assert_eq!((failure.code, failure.hint), (ExitCode::Failed, None));
+    }
+
+    #[test]
+    fn errors_of_libraries_bring_their_code() {
+        let check = |error: repository::Error, code: ExitCode| {
+            let error = anyhow!(error).context("b").context("a");
+            assert_eq!(Failure::of(&error).code, code, "{error:#}");
+            let told = Err::<(), _>(error)
+                .exit_code(ExitCode::NoRepository)
+                .unwrap_err();
+            assert_eq!(
+                Failure::of(&told).code,
+                ExitCode::NoRepository,
+                "what a command says goes before"
+            );
+        };
+        check(
+            repository::Error::NotFound {
+                location: "x".into(),
+            },
+            ExitCode::Integrity,
+        );
+        check(
+            repository::Error::NoIdentity { key: "x".into() },
+            ExitCode::NoKey,
+        );
+        check(
+            repository::Error::InvalidUrl {
+                url: "x".into(),
+                reason: "y".into(),
+            },
+            ExitCode::Usage,
+        );
+        let source = std::io::ErrorKind::NotFound.into();
+        check(
+            repository::Error::Io {
+                action: "open",
+                path: "x".into(),
+                source,
+            },
+            ExitCode::Failed,
+        );
     }
 
     #[test]

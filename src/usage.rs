@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::io::Write;
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 use crate::cli::GlobalArgs;
 use crate::exit_code::ExitCode;
@@ -21,6 +21,7 @@ pub(crate) fn answer(error: &clap::Error, arguments: &[OsString], hook: Option<H
         ..GlobalArgs::default()
     });
     let rendered = error.render();
+    let hide = |text: String| hide_value(error, &text);
     if !error.use_stderr() {
         let text = if output.color {
             rendered.ansi().to_string()
@@ -32,7 +33,7 @@ pub(crate) fn answer(error: &clap::Error, arguments: &[OsString], hook: Option<H
         return ExitCode::Done;
     }
     if json && error.kind() != ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
-        output.print_failure(&failure_of(&rendered.to_string()));
+        output.print_failure(&failure_of(&hide(rendered.to_string())));
     } else {
         let text = if output.color_errors {
             rendered.ansi().to_string()
@@ -43,10 +44,31 @@ pub(crate) fn answer(error: &clap::Error, arguments: &[OsString], hook: Option<H
         drop(
             std::io::stderr()
                 .lock()
-                .write_all(redact::text(&text).as_bytes()),
+                .write_all(redact::text(&hide(text)).as_bytes()),
         );
     }
     ExitCode::Usage
+}
+
+/// `text` without the value of an option that may have been given a secret instead of a reference to it.
+fn hide_value(error: &clap::Error, text: &str) -> String {
+    const OPTIONS: [&str; 4] = [
+        "--identity ",
+        "--access-key ",
+        "--secret-key ",
+        "--recipient ",
+    ];
+    match (
+        error.get(ContextKind::InvalidArg),
+        error.get(ContextKind::InvalidValue),
+    ) {
+        (Some(ContextValue::String(option)), Some(ContextValue::String(value)))
+            if OPTIONS.iter().any(|secret| option.starts_with(secret)) && !value.is_empty() =>
+        {
+            text.replace(value.as_str(), "[redacted]")
+        }
+        _ => text.to_owned(),
+    }
 }
 
 /// clap's text, `error: …` with paragraphs of usage and tips below, as a failure of our own.
@@ -92,25 +114,18 @@ mod tests {
 
     #[test]
     fn a_typed_secret_is_not_repeated() {
-        let line = [
-            "walden",
-            "restore",
-            "--to",
-            "latest",
-            "-D",
-            "/x",
-            "--identity",
-            "AGE-SECRET-KEY-1QQQ",
-        ];
-        let error = Cli::try_parse_from(line).unwrap_err();
-        assert!(
-            error.render().to_string().contains("QQQ"),
-            "clap repeats it"
-        );
-        assert!(
-            !failure_of(&error.render().to_string())
-                .line()
-                .contains("QQQ")
-        );
+        for option in ["--identity", "--access-key", "--secret-key"] {
+            let line = [
+                "walden", "restore", "s3://b", "--to", "latest", "-D", "/x", option, "GFPYYSJ",
+            ];
+            let error = Cli::try_parse_from(line).unwrap_err();
+            let rendered = error.render().to_string();
+            assert!(rendered.contains("GFPYYSJ"), "clap repeats it: {rendered}");
+            let shown = hide_value(&error, &rendered);
+            assert!(
+                !shown.contains("GFPYYSJ") && shown.contains("file:PATH"),
+                "{shown}"
+            );
+        }
     }
 }

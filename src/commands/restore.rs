@@ -4,9 +4,10 @@
 use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, ValueEnum, ValueHint};
+use repository::identity::SecretReference;
 
 use crate::cli::SourceArgs;
-use crate::config::SecretRef;
+use crate::config::parse_secret_reference;
 
 /// Bring the cluster back, in a new data directory, at a chosen moment
 ///
@@ -63,10 +64,10 @@ pub(crate) struct RestoreArgs {
     #[arg(
         long,
         env = "WALDEN_IDENTITY",
-        value_name = "REF",
+        value_name = "REF", value_parser = parse_secret_reference,
         hide_env_values = true
     )]
-    pub(crate) identity: Option<SecretRef>,
+    pub(crate) identity: Option<SecretReference>,
 
     /// Accept unencrypted objects although an identity is given
     #[arg(long)]

@@ -3,9 +3,11 @@
 
 use std::fmt::Write;
 
+use ::repository::identity::SecretReference;
+use ::repository::sealed::Compression;
 use serde_json::{Value, json};
 
-use super::{Ack, Archive, Compression, Config, Encryption, Location, OnInvalid, Repository, Rpo};
+use super::{Ack, Archive, Config, Encryption, Location, OnInvalid, Repository, Rpo};
 use crate::redact;
 use crate::units::exact_duration;
 
@@ -19,7 +21,7 @@ impl Config {
             .as_deref()
             .map(|conninfo| redact::text(conninfo).into_owned());
         if let Some(Encryption::Sealed {
-            identity: Some(super::SecretRef::Cmd(command)),
+            identity: Some(SecretReference::Command(command)),
             ..
         }) = &mut shown.encryption
         {
@@ -94,7 +96,7 @@ impl Config {
                     Ack::Quorum(count) => json!({ "quorum": count }),
                 },
                 "on_invalid": self.archive.on_invalid.to_text(),
-                "compression": self.archive.compression.to_text(),
+                "compression": compression_to_text(self.archive.compression),
             },
             "encryption": match &self.encryption {
                 Some(Encryption::None) => json!("none"),
@@ -127,12 +129,10 @@ impl OnInvalid {
     }
 }
 
-impl Compression {
-    fn to_text(self) -> &'static str {
-        match self {
-            Self::Lz4 => "lz4",
-            Self::Zstd => "zstd",
-        }
+fn compression_to_text(compression: Compression) -> &'static str {
+    match compression {
+        Compression::Lz4 => "lz4",
+        Compression::Zstd => "zstd",
     }
 }
 
@@ -148,7 +148,11 @@ impl Archive {
         line(out, "ack", &ack);
         out.push_str("# WAL that fails validation: \"store-and-report\" or \"refuse\".\n");
         line(out, "on_invalid", &quote(self.on_invalid.to_text()));
-        line(out, "compression", &quote(self.compression.to_text()));
+        line(
+            out,
+            "compression",
+            &quote(compression_to_text(self.compression)),
+        );
         out.push('\n');
     }
 }

@@ -2,8 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use ::repository::identity::SecretReference;
+
 use super::reader::{Complaint, Table};
-use super::{SecretRef, secret_ref};
+use super::secret_ref_at;
 
 /// A repository and how to reach it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,9 +53,9 @@ pub(crate) struct S3Options {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Credentials {
     /// Access key id.
-    pub(crate) access_key: SecretRef,
+    pub(crate) access_key: SecretReference,
     /// Secret access key.
-    pub(crate) secret_key: SecretRef,
+    pub(crate) secret_key: SecretReference,
 }
 
 /// A repository as the command line names it; what is `None` is not said there.
@@ -70,9 +72,9 @@ pub(crate) struct RepositoryOverride {
     /// `--ca-file`
     pub(crate) ca_file: Option<PathBuf>,
     /// `--access-key`
-    pub(crate) access_key: Option<SecretRef>,
+    pub(crate) access_key: Option<SecretReference>,
     /// `--secret-key`
-    pub(crate) secret_key: Option<SecretRef>,
+    pub(crate) secret_key: Option<SecretReference>,
 }
 
 impl Repository {
@@ -106,8 +108,8 @@ impl Repository {
         let region = table.string("region")?;
         let path_style = table.boolean("path_style")?;
         let ca_file = table.string("ca_file")?;
-        let access_key = secret_ref(&mut table, "access_key", folder)?;
-        let secret_key = secret_ref(&mut table, "secret_key", folder)?;
+        let access_key = secret_ref_at(&mut table, "access_key", folder)?;
+        let secret_key = secret_ref_at(&mut table, "secret_key", folder)?;
         match &mut location {
             Location::S3 { options, .. } => {
                 if let Some(endpoint) = endpoint {
@@ -201,8 +203,8 @@ impl Repository {
 }
 
 fn pair(
-    access_key: Option<SecretRef>,
-    secret_key: Option<SecretRef>,
+    access_key: Option<SecretReference>,
+    secret_key: Option<SecretReference>,
 ) -> Result<Option<Credentials>, String> {
     match (access_key, secret_key) {
         (Some(access_key), Some(secret_key)) => Ok(Some(Credentials {

@@ -1,74 +1,53 @@
-//! References to secrets: where one is kept, never the secret. Fetching what they point to is the library's.
+//! Checking references to secrets (`file:`, `env:`, `cmd:`) where users write them. Nothing said here repeats the text, for it may
+//! be the secret itself. What a reference means, and fetching what it points to, is `repository::identity`'s.
 
-use std::fmt;
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
+use std::path::Path;
 
-/// Where a secret is kept.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum SecretRef {
-    /// `file:PATH`: the content of a file.
-    File(PathBuf),
-    /// `env:NAME`: an environment variable.
-    Env(String),
-    /// `cmd:COMMAND`: what a shell command prints.
-    Cmd(String),
+use repository::identity::SecretReference;
+
+/// Reads a reference.
+///
+/// # Errors
+/// What is wrong, without the text.
+pub(crate) fn parse_secret_reference(text: &str) -> Result<SecretReference, String> {
+    text.parse().map_err(reason)
 }
 
-impl SecretRef {
-    /// The same reference with a relative path taken from `folder` (that of the file it stands in).
-    pub(crate) fn resolved_from(self, folder: &Path) -> Self {
-        match self {
-            Self::File(path) => Self::File(folder.join(path)),
-            other => other,
-        }
+/// Reads an age recipient (`age1…`), checksum included.
+///
+/// # Errors
+/// What is wrong, without the text.
+pub(crate) fn parse_recipient(text: &str) -> Result<String, String> {
+    let parsed = repository::identity::Recipients::parse(&[text]).map_err(reason)?;
+    parsed
+        .to_strings()
+        .pop()
+        .ok_or_else(|| "no recipient".to_owned())
+}
+
+/// The reason alone: the rest of the message quotes what was given.
+fn reason(error: repository::Error) -> String {
+    match error {
+        repository::Error::Secret { reason, .. } => reason,
+        other => other.to_string(),
     }
 }
 
-impl fmt::Display for SecretRef {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::File(path) => write!(f, "file:{}", path.display()),
-            Self::Env(name) => write!(f, "env:{name}"),
-            Self::Cmd(command) => write!(f, "cmd:{command}"),
-        }
+/// The same reference with a relative path taken from `folder`, that of the file it stands in.
+///
+/// # Errors
+/// The resulting path is not UTF-8.
+pub(super) fn resolved_from(
+    reference: SecretReference,
+    folder: &Path,
+) -> Result<SecretReference, String> {
+    match reference {
+        SecretReference::File(path) => match folder.join(path).into_os_string().into_string() {
+            Ok(path) => Ok(SecretReference::File(path)),
+            Err(path) => Err(format!("{} is not UTF-8", path.display())),
+        },
+        other => Ok(other),
     }
-}
-
-impl FromStr for SecretRef {
-    type Err = String;
-
-    /// The message never repeats the text: it may be the secret itself.
-    fn from_str(text: &str) -> Result<Self, String> {
-        const FORMS: &str = "write file:PATH, env:NAME or cmd:COMMAND";
-        if is_identity(text) {
-            return Err(format!(
-                "this is the secret key itself; keep it in a file or a secret store and {FORMS}"
-            ));
-        }
-        match text.split_once(':') {
-            Some((_, "")) => Err(format!("nothing follows the colon; {FORMS}")),
-            Some(("file", path)) => Ok(Self::File(path.into())),
-            Some(("env", name)) if is_variable_name(name) => Ok(Self::Env(name.to_owned())),
-            Some(("env", _)) => {
-                Err("what follows env: is not the name of an environment variable".to_owned())
-            }
-            Some(("cmd", command)) => Ok(Self::Cmd(command.to_owned())),
-            _ => Err(format!("not a reference to a secret; {FORMS}")),
-        }
-    }
-}
-
-/// Whether `text` is or contains an age identity.
-pub(crate) fn is_identity(text: &str) -> bool {
-    text.to_ascii_uppercase().contains("AGE-SECRET-KEY-")
-}
-
-fn is_variable_name(name: &str) -> bool {
-    !name.starts_with(|first: char| first.is_ascii_digit())
-        && name
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_')
 }
 
 #[cfg(test)]
@@ -76,55 +55,48 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_and_prints_the_three_forms() {
-        for text in [
-            "file:walden.key",
-            "file:/a b/c:d",
-            "env:WALDEN_KEY",
-            "cmd:vault kv get -field=key secret/walden",
-        ] {
-            let parsed: SecretRef = text
-                .parse()
-                .unwrap_or_else(|error| panic!("{text}: {error}"));
-            assert_eq!(parsed.to_string(), text);
-        }
-    }
-
-    #[test]
     fn relative_file_is_taken_from_the_folder_of_the_configuration() {
         let check = |text: &str, expected: &str| {
+            let resolved = parse_secret_reference(text)
+                .and_then(|read| resolved_from(read, Path::new("/etc/walden")));
             assert_eq!(
-                text.parse()
-                    .map(|r: SecretRef| r.resolved_from(Path::new("/etc/walden")).to_string()),
+                resolved.map(|reference| reference.to_string()),
                 Ok(expected.to_owned())
             );
         };
         check("file:k", "file:/etc/walden/k");
-        check("file:/k", "file:/k");
+        check("file:/a b/c:d", "file:/a b/c:d");
         check("env:K", "env:K");
+        check(
+            "cmd:vault kv get -field=key secret/walden",
+            "cmd:vault kv get -field=key secret/walden",
+        );
     }
 
     #[test]
     fn refuses_secrets_without_repeating_them() {
+        const KEY: &str =
+            "AGE-SECRET-KEY-1GFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPYYSJZGFPQ4EGAEX";
+        let lower = KEY.to_ascii_lowercase();
         for text in [
-            "AGE-SECRET-KEY-1QQQ",
-            "file:AGE-SECRET-KEY-1QQQ",
-            "age-secret-key-1qqq",
-            "hunter2",
+            KEY,
+            &format!("file:{KEY}"),
+            &lower,
+            "GFPYYSJ",
             "",
             "env:",
-            "env:A B",
-            "env:1A",
-            "pass:hunter2",
+            "pass:GFPYYSJ",
         ] {
-            let error = text
-                .parse::<SecretRef>()
+            let error = parse_secret_reference(text)
                 .err()
                 .unwrap_or_else(|| panic!("accepted {text}"));
-            assert!(
-                !error.contains("QQQ") && !error.contains("qqq") && !error.contains("hunter2"),
-                "{error}"
-            );
+            assert!(!error.to_ascii_uppercase().contains("GFPYYSJ"), "{error}");
+        }
+        for text in [KEY, "age1GFPYYSJ", "GFPYYSJ", ""] {
+            let error = parse_recipient(text)
+                .err()
+                .unwrap_or_else(|| panic!("accepted {text}"));
+            assert!(!error.contains("GFPYYSJ"), "{error}");
         }
     }
 }

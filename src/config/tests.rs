@@ -4,7 +4,7 @@
 
 use super::*;
 
-const RECIPIENT: &str = "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kudrzlwnsxyzq2p";
+const RECIPIENT: &str = "age1eyj8hva38agpddvlr3gpgvcnd8dlue4aaq9ll2n32rvdwxl804uswp2dkf";
 
 /// The example of the design, whole.
 const EXAMPLE: &str = r#"
@@ -20,7 +20,7 @@ on_invalid = "store-and-report"
 compression = "lz4"
 
 [encryption]
-recipients = ["age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kudrzlwnsxyzq2p"]
+recipients = ["age1eyj8hva38agpddvlr3gpgvcnd8dlue4aaq9ll2n32rvdwxl804uswp2dkf"]
 identity = "cmd:vault kv get -field=key secret/walden"
 
 [[repository]]
@@ -169,7 +169,7 @@ fn encryption_must_be_said() {
     refused(
         &format!("{silent}[encryption]\nrecipients = ['age1short']\n"),
         Some(4),
-        "not a whole age recipient",
+        "not an age X25519 recipient",
         "",
     );
     let seventeen = vec![format!("'{RECIPIENT}'"); 17].join(",\n");
@@ -311,7 +311,7 @@ fn flag_wins_over_file() {
         conninfo: Some("host=other".into()),
         slot: Some("other".into()),
         rpo: Some(Rpo::Sync),
-        identity: Some("env:K".parse().unwrap()),
+        identity: Some(parse_secret_reference("env:K").unwrap()),
         repository: Some(RepositoryOverride {
             url: "file:///other".into(),
             ..Default::default()
@@ -341,7 +341,7 @@ fn flag_wins_over_file() {
 #[test]
 fn a_repository_url_needs_no_file() {
     let overrides = Overrides {
-        identity: Some("file:k".parse().unwrap()),
+        identity: Some(parse_secret_reference("file:k").unwrap()),
         repository: Some(RepositoryOverride {
             url: "s3://b/p".into(),
             ..Default::default()
@@ -378,4 +378,39 @@ fn file_that_others_can_change_is_warned_about() {
     };
     assert!(warnings(0o644).is_empty());
     assert!(warnings(0o666)[0].contains("chmod o-w"));
+}
+
+#[tokio::test]
+async fn keys_that_cannot_be_used_never_mean_plaintext() {
+    assert!(
+        parse(SMALLEST).unwrap().recipients().unwrap().is_none(),
+        "said explicitly"
+    );
+    assert_eq!(
+        parse(EXAMPLE)
+            .unwrap()
+            .recipients()
+            .unwrap()
+            .unwrap()
+            .to_strings(),
+        [RECIPIENT]
+    );
+    let identity_only = SMALLEST.replace("encryption = 'none'\n", "")
+        + "[encryption]\nidentity = 'file:/nonexistent'\n";
+    let config = parse(&identity_only).unwrap();
+    assert_eq!(
+        crate::failure::Failure::of(&config.recipients().unwrap_err()).code,
+        ExitCode::Usage
+    );
+    let error = config.identities().await.unwrap_err();
+    assert_eq!(crate::failure::Failure::of(&error).code, ExitCode::NoKey);
+    let from_url = Overrides {
+        repository: Some(RepositoryOverride {
+            url: "s3://b".into(),
+            ..Default::default()
+        }),
+        ..Overrides::default()
+    };
+    let config = Config::load(None, Caller::Command, &from_url).unwrap();
+    assert!(config.recipients().is_err() && config.identities().await.unwrap().is_empty());
 }
