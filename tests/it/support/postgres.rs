@@ -45,6 +45,16 @@ pub(crate) fn tool(major: u32, name: &str) -> PathBuf {
     path
 }
 
+/// The command of one of PostgreSQL's own programs, run as a user whom servers accept.
+pub(crate) fn tool_command(major: u32, name: &str) -> Command {
+    let path = tool(major, name);
+    let mut command = command_as_server_user(&path);
+    // The replication module of these builds would otherwise load the system's libpq, if there is any.
+    let bin = path.parent().expect("a program is in a folder");
+    command.env("LD_LIBRARY_PATH", bin.with_file_name("lib"));
+    command
+}
+
 /// What kind of server to make.
 #[derive(Debug, Clone)]
 pub(crate) struct Builder {
@@ -145,7 +155,9 @@ impl Builder {
         let sums = if *data_checksums { "sums" } else { "nosums" };
         let templates = cache().join("templates");
         std::fs::create_dir_all(&templates).expect("make the folder of templates");
-        let version = process::run(versioned(*major), COMMAND_DEADLINE)
+        let mut postgres = tool_command(*major, "postgres");
+        postgres.arg("--version");
+        let version = process::run(postgres, COMMAND_DEADLINE)
             .expect_success()
             .stdout;
         let version = version
@@ -168,7 +180,7 @@ impl Builder {
     }
 
     fn initdb(&self, data: &Path) {
-        let mut initdb = command_as_server_user(tool(self.major, "initdb"));
+        let mut initdb = tool_command(self.major, "initdb");
         initdb.arg("-D").arg(data);
         initdb.args([
             "-U",
@@ -187,12 +199,6 @@ impl Builder {
         };
         process::run(initdb, COMMAND_DEADLINE).expect_success();
     }
-}
-
-fn versioned(major: u32) -> Command {
-    let mut postgres = command(tool(major, "postgres"));
-    postgres.arg("--version");
-    postgres
 }
 
 fn append(path: &Path, text: &str) {
@@ -293,7 +299,7 @@ impl Server {
 
     /// One of this server's own client programs, pointed at it by the environment.
     pub(crate) fn client(&self, name: &str) -> Command {
-        let mut client = command_as_server_user(tool(self.major, name));
+        let mut client = tool_command(self.major, name);
         client
             .env("PGHOST", self.socket_directory())
             .env("PGPORT", self.port().to_string());
@@ -376,7 +382,7 @@ impl Server {
             .create(true)
             .open(self.log_path());
         let log = log.expect("open the server's log");
-        let mut postgres = command_as_server_user(tool(self.major, "postgres"));
+        let mut postgres = tool_command(self.major, "postgres");
         postgres.arg("-D").arg(&self.data);
         // On the command line, because a copied or restored cluster brings the settings of another place.
         let address = if self.port.is_some() { "127.0.0.1" } else { "" };
@@ -499,7 +505,7 @@ impl Server {
     /// `pg_controldata` of the data directory: the value of `field`.
     #[track_caller]
     pub(crate) fn control_data(&self, field: &str) -> String {
-        let mut program = command(tool(self.major, "pg_controldata"));
+        let mut program = tool_command(self.major, "pg_controldata");
         program.arg(&self.data);
         let output = process::run(program, COMMAND_DEADLINE).expect_success();
         let value = output.stdout.lines().find_map(|line| {

@@ -1,8 +1,8 @@
 //! What PostgreSQL's own `pg_waldump` says about a stretch of WAL: where transactions end, when, and how, and the
 //! restore points. The oracle builds on this, never on Walden's decoder.
 
-use super::postgres::{Server, tool};
-use super::process::{self, command};
+use super::postgres::{Server, tool_command};
+use super::process;
 use jiff::Timestamp;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -235,7 +235,7 @@ impl WalDump {
 impl Stretch {
     #[track_caller]
     fn dump(&self, arguments: &[&str]) -> String {
-        let mut program = command(tool(self.major, "pg_waldump"));
+        let mut program = tool_command(self.major, "pg_waldump");
         program
             .arg("-p")
             .arg(&self.directory)
