@@ -227,6 +227,8 @@ pub(crate) struct Server {
     data: PathBuf,
     port: Option<Port>,
     postmaster: Option<Child>,
+    /// What a killed server left in the kernel.
+    abandoned_memory: Option<String>,
     // After the postmaster: dropped last.
     scratch: Scratch,
 }
@@ -258,6 +260,7 @@ impl Server {
             data,
             port,
             postmaster: None,
+            abandoned_memory: None,
             scratch,
         }
     }
@@ -454,6 +457,13 @@ impl Server {
         let Some(mut postmaster) = self.postmaster.take() else {
             return;
         };
+        // Line 7 of the lock file: key and number of the one shared memory segment that outlives a killed server.
+        let lock = std::fs::read_to_string(self.data.join("postmaster.pid")).unwrap_or_default();
+        let segment = lock
+            .lines()
+            .nth(6)
+            .and_then(|line| line.split_whitespace().nth(1));
+        self.abandoned_memory = segment.map(str::to_owned);
         let id = postmaster.id();
         // Stopped first, so that it starts no new process while its children are being counted.
         process::send(id, Signal::STOP);
@@ -533,6 +543,20 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        // The gentlest of the quick ways, because the server then removes its shared memory.
+        if self.is_running() {
+            process::send(self.postmaster(), Signal::QUIT);
+            let until = Instant::now() + Duration::from_secs(10);
+            while self.is_running() && Instant::now() < until {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
         self.crash();
+        if let Some(segment) = &self.abandoned_memory {
+            let mut remove = command("ipcrm");
+            remove.args(["-m", segment]);
+            // The next start of the same cluster may have removed it long ago: any exit code is right.
+            process::run(remove, COMMAND_DEADLINE);
+        }
     }
 }
