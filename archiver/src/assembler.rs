@@ -8,8 +8,8 @@ use std::collections::VecDeque;
 use repository::descriptor::WalDescriptor;
 use repository::wal::describe;
 use wal_format::{
-    DecoderConfig, Lsn, Record, RecordKind, SegmentName, SegmentNumber, SegmentScanner, SegmentSize, SegmentSummary, Step,
-    TimelineId, Timestamp,
+    DecoderConfig, Lsn, Record, RecordKind, SegmentName, SegmentNumber, SegmentScanner,
+    SegmentSize, SegmentSummary, Step, TimelineId, Timestamp,
 };
 
 use crate::{Error, Result};
@@ -64,12 +64,25 @@ impl Assembler {
     ///
     /// # Errors
     /// `Bug`: not the start of a segment.
-    pub fn new(config: DecoderConfig, timeline: TimelineId, lineage: String, start: Lsn) -> Result<Self> {
+    pub fn new(
+        config: DecoderConfig,
+        timeline: TimelineId,
+        lineage: String,
+        start: Lsn,
+    ) -> Result<Self> {
         let scanner = SegmentScanner::new(config, start)?;
         let size = config.segment_size;
         let buffer = Vec::with_capacity(size.bytes() as usize);
         let (chunk, expected) = (ChunkFacts::default(), VecDeque::new());
-        Ok(Self { size, timeline, lineage, scanner, buffer, chunk, expected })
+        Ok(Self {
+            size,
+            timeline,
+            lineage,
+            scanner,
+            buffer,
+            chunk,
+            expected,
+        })
     }
 
     /// Names record starts that must come again: those that stored tail chunks of the open segment name. In order.
@@ -82,7 +95,8 @@ impl Assembler {
     /// First byte behind the last one taken.
     #[must_use]
     pub fn position(&self) -> Lsn {
-        self.segment_start().saturating_add(self.buffer.len() as u64)
+        self.segment_start()
+            .saturating_add(self.buffer.len() as u64)
     }
 
     /// The open segment's first byte.
@@ -130,7 +144,10 @@ impl Assembler {
         if start != self.position() {
             return Err(Error::Protocol {
                 during: "streaming".into(),
-                reason: format!("WAL at {start} arrived where {} was expected", self.position()),
+                reason: format!(
+                    "WAL at {start} arrived where {} was expected",
+                    self.position()
+                ),
             });
         }
         let (mut invalid, mut missing) = (None, None);
@@ -148,7 +165,10 @@ impl Assembler {
             Step::ContinuedRecordEnd { .. } => chunk.incomplete = true,
             Step::Invalid { at, reason } => {
                 chunk.invalid_at = Some(*at);
-                invalid = Some(InvalidWal { at: *at, reason: reason.to_string() });
+                invalid = Some(InvalidWal {
+                    at: *at,
+                    reason: reason.to_string(),
+                });
             }
             _ => {}
         });
@@ -197,20 +217,35 @@ impl Assembler {
         if !summary.is_complete() {
             descriptor.invalid_at = descriptor.invalid_at.or(Some(summary.valid_to));
         }
-        Some(AssembledSegment { name, number, summary, descriptor, plain })
+        Some(AssembledSegment {
+            name,
+            number,
+            summary,
+            descriptor,
+            plain,
+        })
     }
 
     /// Ends the timeline: the open segment's bytes before `switch_point`, described; `None` if it lies at a segment's start.
     ///
     /// # Errors
     /// `Retry`: the switch point is not in the open segment or behind what was received.
-    pub fn take_partial(self, config: DecoderConfig, switch_point: Lsn) -> Result<Option<AssembledSegment>> {
+    pub fn take_partial(
+        self,
+        config: DecoderConfig,
+        switch_point: Lsn,
+    ) -> Result<Option<AssembledSegment>> {
         let start = self.segment_start();
-        let length = switch_point.distance_from(start).and_then(|length| usize::try_from(length).ok());
+        let length = switch_point
+            .distance_from(start)
+            .and_then(|length| usize::try_from(length).ok());
         let Some(length) = length.filter(|length| *length <= self.buffer.len()) else {
             return Err(Error::Protocol {
                 during: "streaming".into(),
-                reason: format!("the timeline ended at {switch_point}, with WAL received from {start} to {}", self.position()),
+                reason: format!(
+                    "the timeline ended at {switch_point}, with WAL received from {start} to {}",
+                    self.position()
+                ),
             });
         };
         if length == 0 {
@@ -223,13 +258,20 @@ impl Assembler {
         scanner.push(&plain, |_| {});
         let summary = scanner.summary();
         let descriptor = describe(&summary, switch_point, &lineage);
-        Ok(Some(AssembledSegment { name, number, summary, descriptor, plain }))
+        Ok(Some(AssembledSegment {
+            name,
+            number,
+            summary,
+            descriptor,
+            plain,
+        }))
     }
 }
 
 impl ChunkFacts {
     fn note(&mut self, record: &Record) {
-        self.first_record.get_or_insert((record.start, record.header.previous));
+        self.first_record
+            .get_or_insert((record.start, record.header.previous));
         self.last_record = Some(record.start);
         if let Some(
             RecordKind::Commit { time, .. }

@@ -29,7 +29,12 @@ impl Uploader {
     /// An uploader that keeps at most `buffers` idle payload buffers.
     #[must_use]
     pub fn new(repository: Repository, policy: SealPolicy, buffers: usize) -> Self {
-        Self { repository, policy, pool: BufferPool::new(buffers), idle: Arc::default() }
+        Self {
+            repository,
+            policy,
+            pool: BufferPool::new(buffers),
+            idle: Arc::default(),
+        }
     }
 
     /// Where it stores.
@@ -43,10 +48,18 @@ impl Uploader {
     /// # Errors
     /// As [`Sealer::seal`].
     pub fn seal_here(&self, facts: Facts, plain: &[u8]) -> Result<Sealed> {
-        let idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        let mut sealer = idle.unwrap_or_else(|| Sealer::new(self.policy.clone(), self.pool.clone()));
+        let idle = self
+            .idle
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop();
+        let mut sealer =
+            idle.unwrap_or_else(|| Sealer::new(self.policy.clone(), self.pool.clone()));
         let sealed = sealer.seal(facts, plain);
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(sealer);
+        self.idle
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(sealer);
         Ok(sealed?)
     }
 

@@ -17,3 +17,4 @@ pub mod wal;
 
 pub use error::{Error, ErrorClass, Result};
 pub use repo::{Repository, Stored};
+pub use store::{Deadlines, PutOutcome, Store, StoreOptions};

@@ -9,13 +9,13 @@ use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::backup::BackupDescriptor;
 use crate::catalog::Catalog;
 use crate::cluster::{ClusterDocument, RepositoryDocument, check_version};
 use crate::descriptor::Descriptor;
 use crate::key::{BackupLabel, BackupObject, ClusterId, ObjectKey};
 use crate::sealed::{MAX_HEADER_BYTES, OpenPolicy, Sealed, read_descriptor};
 use crate::store::{PutOutcome, Store};
-use crate::backup::BackupDescriptor;
 use crate::{Error, Result};
 
 /// Largest plain document (`backup.json` of many parts), in bytes.
@@ -45,7 +45,10 @@ impl Repository {
     /// A repository by its name in the configuration.
     #[must_use]
     pub fn new(name: &str, store: Store) -> Self {
-        Self { name: name.into(), store }
+        Self {
+            name: name.into(),
+            store,
+        }
     }
 
     /// Its name in the configuration.
@@ -74,7 +77,7 @@ impl Repository {
                 PutOutcome::AlreadyExists => {}
             }
             // A question: our own lost reply, the same contents from elsewhere, or other contents?
-            let head = match self.store.fetch_head(&path, MAX_HEADER_BYTES).await {
+            let head = match self.store.fetch_head(&path, MAX_HEADER_BYTES as u64).await {
                 Err(error) if error.class() == crate::ErrorClass::NotFound => continue,
                 head => head?,
             };
@@ -84,7 +87,10 @@ impl Repository {
             let there = read_descriptor(&sealed.key, &head.bytes)?;
             return match there.difference(&sealed.descriptor) {
                 None => Ok(Stored::Already),
-                Some(what) => Err(Error::AlreadyStored { key: path, what: what.to_owned() }),
+                Some(what) => Err(Error::AlreadyStored {
+                    key: path,
+                    what: what.to_owned(),
+                }),
             };
         }
         Err(Error::Unavailable {
@@ -108,7 +114,10 @@ impl Repository {
                 if there == body {
                     Ok(Stored::Already)
                 } else {
-                    Err(Error::AlreadyStored { key: path, what: "the document's bytes".into() })
+                    Err(Error::AlreadyStored {
+                        key: path,
+                        what: "the document's bytes".into(),
+                    })
                 }
             }
         }
@@ -119,8 +128,10 @@ impl Repository {
     /// # Errors
     /// As [`Repository::put`].
     pub async fn put_json<T: Serialize>(&self, key: &ObjectKey, document: &T) -> Result<Stored> {
-        let json = serde_json::to_vec_pretty(document)
-            .map_err(|error| Error::Unsealable { key: key.to_string(), reason: error.to_string() })?;
+        let json = serde_json::to_vec_pretty(document).map_err(|error| Error::Unsealable {
+            key: key.to_string(),
+            reason: error.to_string(),
+        })?;
         self.put_document(key, json.into()).await
     }
 
@@ -131,8 +142,10 @@ impl Repository {
     pub async fn fetch_json<T: DeserializeOwned>(&self, key: &ObjectKey) -> Result<T> {
         let path = key.to_string();
         let bytes = self.store.fetch(&path, MAX_DOCUMENT_BYTES).await?;
-        serde_json::from_slice(&bytes)
-            .map_err(|error| Error::Damaged { key: path, what: format!("it cannot be read: {error}") })
+        serde_json::from_slice(&bytes).map_err(|error| Error::Damaged {
+            key: path,
+            what: format!("it cannot be read: {error}"),
+        })
     }
 
     /// Fetches `walden.json`; `None` if no repository was ever made here.
@@ -140,7 +153,8 @@ impl Repository {
     /// # Errors
     /// As [`Repository::fetch_json`]; `Config`: made by a later version.
     pub async fn fetch_identity(&self) -> Result<Option<RepositoryDocument>> {
-        let document: Option<RepositoryDocument> = absent(self.fetch_json(&ObjectKey::Repository).await)?;
+        let document: Option<RepositoryDocument> =
+            absent(self.fetch_json(&ObjectKey::Repository).await)?;
         if let Some(document) = &document {
             check_version("walden.json", document.format, &document.requires)?;
         }
@@ -157,7 +171,10 @@ impl Repository {
         if let Some(document) = &document {
             check_version(&key.to_string(), document.format, &document.requires)?;
             if document.id() != cluster {
-                return Err(Error::Misplaced { key: key.to_string(), found: format!("{}/cluster.json", document.id()) });
+                return Err(Error::Misplaced {
+                    key: key.to_string(),
+                    found: format!("{}/cluster.json", document.id()),
+                });
             }
         }
         Ok(document)
@@ -167,13 +184,29 @@ impl Repository {
     ///
     /// # Errors
     /// As [`Repository::fetch_json`]; `Config`: made by a later version; `Corrupt`: of another backup or cluster.
-    pub async fn fetch_backup(&self, cluster: ClusterId, label: &BackupLabel) -> Result<BackupDescriptor> {
-        let key = ObjectKey::Backup { cluster, label: label.clone(), object: BackupObject::Descriptor };
+    pub async fn fetch_backup(
+        &self,
+        cluster: ClusterId,
+        label: &BackupLabel,
+    ) -> Result<BackupDescriptor> {
+        let key = ObjectKey::Backup {
+            cluster,
+            label: label.clone(),
+            object: BackupObject::Descriptor,
+        };
         let document: BackupDescriptor = self.fetch_json(&key).await?;
         check_version(&key.to_string(), document.format, &document.requires)?;
-        if document.system_identifier != cluster.system_identifier || document.label != label.as_str() {
-            let found = format!("backup {} of the system identifier {}", document.label, document.system_identifier);
-            return Err(Error::Misplaced { key: key.to_string(), found });
+        if document.system_identifier != cluster.system_identifier
+            || document.label != label.as_str()
+        {
+            let found = format!(
+                "backup {} of the system identifier {}",
+                document.label, document.system_identifier
+            );
+            return Err(Error::Misplaced {
+                key: key.to_string(),
+                found,
+            });
         }
         Ok(document)
     }
@@ -185,7 +218,10 @@ impl Repository {
     pub async fn list_clusters(&self) -> Result<Vec<ClusterId>> {
         let folders = self.store.list_folders("").await?;
         let mut clusters: Vec<ClusterId> = Vec::new();
-        for cluster in folders.iter().filter_map(|folder| folder.trim_end_matches('/').parse().ok()) {
+        for cluster in folders
+            .iter()
+            .filter_map(|folder| folder.trim_end_matches('/').parse().ok())
+        {
             if self.fetch_cluster(cluster).await?.is_some() {
                 clusters.push(cluster);
             }
@@ -207,8 +243,11 @@ impl Repository {
     /// # Errors
     /// `Retry`, `Config` from the store.
     pub async fn list_below(&self, cluster: ClusterId, prefix: &str) -> Result<Catalog> {
-        let listing = self.store.list(prefix).await?;
-        Ok(Catalog::from_listing(cluster, listing.iter().map(|object| (&object.path, object.size))))
+        let listing = self.store.list(prefix.trim_end_matches('/')).await?;
+        Ok(Catalog::from_listing(
+            cluster,
+            listing.iter().map(|object| (&object.path, object.size)),
+        ))
     }
 
     /// Reads what an object says of itself: one small request, no key.
@@ -216,7 +255,10 @@ impl Repository {
     /// # Errors
     /// `NotFound`; `Corrupt`: no descriptor, damaged, or of another key; `Retry`, `Config`.
     pub async fn fetch_descriptor(&self, key: &ObjectKey) -> Result<Descriptor> {
-        let head = self.store.fetch_head(&key.to_string(), MAX_HEADER_BYTES).await?;
+        let head = self
+            .store
+            .fetch_head(&key.to_string(), MAX_HEADER_BYTES as u64)
+            .await?;
         read_descriptor(key, &head.bytes)
     }
 
@@ -224,8 +266,16 @@ impl Repository {
     ///
     /// # Errors
     /// `NotFound`; `Corrupt`; `Key`; `Retry`, `Config`.
-    pub async fn fetch(&self, key: &ObjectKey, policy: &OpenPolicy, limit: usize) -> Result<(Descriptor, Vec<u8>)> {
-        let object = self.store.fetch(&key.to_string(), limit as u64 + SEALING_OVERHEAD).await?;
+    pub async fn fetch(
+        &self,
+        key: &ObjectKey,
+        policy: &OpenPolicy,
+        limit: usize,
+    ) -> Result<(Descriptor, Vec<u8>)> {
+        let object = self
+            .store
+            .fetch(&key.to_string(), limit as u64 + SEALING_OVERHEAD)
+            .await?;
         let (key, policy) = (key.clone(), policy.clone());
         let open = move || {
             let mut plain = Vec::new();
