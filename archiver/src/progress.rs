@@ -43,7 +43,12 @@ impl Progress {
     /// Nothing received yet; streaming starts at `start`, a segment's first byte, before which everything is durable.
     #[must_use]
     pub fn new(size: SegmentSize, start: Lsn) -> Self {
-        Self { size, received: start, first_open: size.segment(start), segments: BTreeMap::new() }
+        Self {
+            size,
+            received: start,
+            first_open: size.segment(start),
+            segments: BTreeMap::new(),
+        }
     }
 
     /// Bytes up to `end` arrived.
@@ -97,7 +102,10 @@ impl Progress {
     #[must_use]
     pub fn positions(&self, sync: bool) -> Positions {
         let flush = self.durable();
-        Positions { write: if sync { flush } else { self.received }, flush }
+        Positions {
+            write: if sync { flush } else { self.received },
+            flush,
+        }
     }
 }
 
@@ -122,8 +130,20 @@ mod tests {
     fn nothing_is_flushed_before_it_is_durable() {
         let mut progress = progress();
         progress.receive(at(5, 700));
-        assert_eq!(progress.positions(false), Positions { write: at(5, 700), flush: at(5, 0) });
-        assert_eq!(progress.positions(true), Positions { write: at(5, 0), flush: at(5, 0) });
+        assert_eq!(
+            progress.positions(false),
+            Positions {
+                write: at(5, 700),
+                flush: at(5, 0)
+            }
+        );
+        assert_eq!(
+            progress.positions(true),
+            Positions {
+                write: at(5, 0),
+                flush: at(5, 0)
+            }
+        );
         progress.store_tail(SegmentNumber::new(5), 600);
         assert_eq!(progress.durable(), at(5, 600));
     }
@@ -136,7 +156,11 @@ mod tests {
         progress.store_tail(SegmentNumber::new(7), 9);
         assert_eq!(progress.durable(), at(5, 0));
         progress.store_tail(SegmentNumber::new(5), 1 << 20);
-        assert_eq!(progress.durable(), at(5, MIB - 1), "tail chunks alone never pass a segment's end");
+        assert_eq!(
+            progress.durable(),
+            at(5, MIB - 1),
+            "tail chunks alone never pass a segment's end"
+        );
         progress.seal(SegmentNumber::new(5));
         assert_eq!(progress.durable(), at(7, 9));
     }

@@ -72,14 +72,25 @@ impl TailSchedule {
     #[must_use]
     pub fn due(&self) -> Option<Instant> {
         let waiting = self.waiting_since.filter(|_| !self.in_flight)?;
-        let wanted = if self.asked { waiting } else { waiting + self.interval };
-        Some(self.last_start.map_or(wanted, |last| wanted.max(last + MIN_INTERVAL)))
+        let wanted = if self.asked {
+            waiting
+        } else {
+            waiting + self.interval
+        };
+        Some(
+            self.last_start
+                .map_or(wanted, |last| wanted.max(last + MIN_INTERVAL)),
+        )
     }
 
     /// Takes the chunk that is due, if one is; `offset` is the open segment's length.
     pub fn take(&mut self, offset: u32, now: Instant) -> Option<ChunkRange> {
         self.due().filter(|due| *due <= now)?;
-        let from = if self.chunks >= MAX_CHUNKS { 0 } else { self.covered };
+        let from = if self.chunks >= MAX_CHUNKS {
+            0
+        } else {
+            self.covered
+        };
         self.chunks = if from == 0 { 1 } else { self.chunks + 1 };
         self.covered = offset;
         self.waiting_since = None;
@@ -111,7 +122,10 @@ mod tests {
         tail.receive(200, start + RPO / 2);
         assert_eq!(tail.due(), Some(start + RPO));
         assert_eq!(tail.take(200, start + RPO / 2), None);
-        assert_eq!(tail.take(250, start + RPO), Some(ChunkRange { from: 0, to: 250 }));
+        assert_eq!(
+            tail.take(250, start + RPO),
+            Some(ChunkRange { from: 0, to: 250 })
+        );
         tail.finish();
         tail.receive(250, start + RPO * 2);
         assert_eq!(tail.due(), None);
@@ -127,8 +141,15 @@ mod tests {
         tail.receive(30, start);
         assert_eq!(tail.due(), None);
         tail.finish();
-        assert_eq!(tail.take(30, start), None, "not before the minimum interval");
-        assert_eq!(tail.take(30, start + MIN_INTERVAL), Some(ChunkRange { from: 10, to: 30 }));
+        assert_eq!(
+            tail.take(30, start),
+            None,
+            "not before the minimum interval"
+        );
+        assert_eq!(
+            tail.take(30, start + MIN_INTERVAL),
+            Some(ChunkRange { from: 10, to: 30 })
+        );
     }
 
     #[test]
@@ -168,6 +189,9 @@ mod tests {
         tail.receive(5, start);
         assert_eq!(tail.due(), None);
         tail.finish();
-        assert_eq!(tail.take(5, start + MIN_INTERVAL), Some(ChunkRange { from: 0, to: 5 }));
+        assert_eq!(
+            tail.take(5, start + MIN_INTERVAL),
+            Some(ChunkRange { from: 0, to: 5 })
+        );
     }
 }

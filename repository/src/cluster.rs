@@ -98,7 +98,6 @@ impl ClusterDocument {
 ///
 /// # Errors
 /// `Config`: a later format or an unknown requirement.
-#[expect(dead_code, reason = "used by the repository handle")]
 pub(crate) fn check_version(key: &str, format: u32, requires: &[String]) -> Result<()> {
     let what = match requires.first() {
         _ if format > FORMAT => format!("format {format}"),

@@ -8,6 +8,13 @@ pub mod durable;
 pub mod error;
 pub mod identity;
 pub mod key;
+pub mod repo;
 pub mod sealed;
+pub mod store;
+#[cfg(feature = "testing")]
+pub mod testing;
+pub mod wal;
 
 pub use error::{Error, ErrorClass, Result};
+pub use repo::{Repository, Stored};
+pub use store::{Deadlines, PutOutcome, Store, StoreOptions};

@@ -42,7 +42,9 @@ pub fn describe(summary: &SegmentSummary, end: Lsn, lineage: &str) -> WalDescrip
     }
 }
 
-fn utc(time: Timestamp) -> Option<jiff::Timestamp> {
+/// A time of WAL as UTC; `None` outside the range of years that RFC 3339 has.
+#[must_use]
+pub fn utc(time: Timestamp) -> Option<jiff::Timestamp> {
     jiff::Timestamp::from_microsecond(time.unix_micros()).ok()
 }
 
@@ -60,11 +62,17 @@ impl ChainLink {
     /// # Errors
     /// The `xl_prev` that was found and the record that was expected.
     pub fn follow(&mut self, next: &WalDescriptor) -> Result<(), BrokenLink> {
-        let Some(first) = next.first_record else { return Ok(()) };
+        let Some(first) = next.first_record else {
+            return Ok(());
+        };
         if let (Some(expected), Some(found)) = (self.last_record, next.first_record_prev) {
             // The first record may replace one that a crash cut; its link leads to the one before that.
             if found != expected && next.first_record_overwrites != Some(expected) {
-                return Err(BrokenLink { at: first, expected, found });
+                return Err(BrokenLink {
+                    at: first,
+                    expected,
+                    found,
+                });
             }
         }
         self.last_record = next.last_record.or(Some(first));
@@ -102,13 +110,19 @@ mod tests {
         assert_eq!(link.follow(&segment(Some(10), 5, 20)), Ok(()));
         assert_eq!(link.follow(&segment(None, 0, 0)), Ok(()));
         assert_eq!(link.follow(&segment(Some(40), 20, 50)), Ok(()));
-        let broken = BrokenLink { at: Lsn::new(60), expected: Lsn::new(50), found: Lsn::new(40) };
+        let broken = BrokenLink {
+            at: Lsn::new(60),
+            expected: Lsn::new(50),
+            found: Lsn::new(40),
+        };
         assert_eq!(link.follow(&segment(Some(60), 40, 70)), Err(broken));
     }
 
     #[test]
     fn an_overwritten_record_may_be_skipped() {
-        let mut link = ChainLink { last_record: Some(Lsn::new(20)) };
+        let mut link = ChainLink {
+            last_record: Some(Lsn::new(20)),
+        };
         let mut next = segment(Some(40), 10, 50);
         next.first_record_overwrites = Some(Lsn::new(20));
         assert_eq!(link.follow(&next), Ok(()));
