@@ -74,6 +74,10 @@ pub(crate) enum Command {
     ArchivePush(commands::archive_push::ArchivePushArgs),
     #[cfg(test)]
     ArchiveGet(commands::archive_get::ArchiveGetArgs),
+    /// Panic, for the tests of what happens then
+    #[cfg(test)]
+    #[command(hide = true)]
+    Panic(commands::PanicArgs),
 }
 
 /// Flags that every command takes, before or after its name.

@@ -74,6 +74,14 @@ impl Globals {
     }
 }
 
+/// Arguments of the test-only command that panics.
+#[cfg(test)]
+#[derive(Debug, clap::Args)]
+pub(crate) struct PanicArgs {
+    /// Words that may name a hook
+    words: Vec<String>,
+}
+
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
