@@ -59,7 +59,6 @@ const STYLES: Styles = Styles::styled()
 pub(crate) enum Command {
     #[cfg(test)]
     Init(commands::init::InitArgs),
-    #[cfg(test)]
     Run(commands::run::RunArgs),
     #[cfg(test)]
     Backup(commands::backup::BackupArgs),

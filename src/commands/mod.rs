@@ -14,7 +14,6 @@ pub(crate) mod init;
 pub(crate) mod list;
 #[cfg(test)]
 pub(crate) mod restore;
-#[cfg(test)]
 pub(crate) mod run;
 #[cfg(test)]
 pub(crate) mod status;
