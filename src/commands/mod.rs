@@ -1,7 +1,6 @@
 //! One file a command: its arguments and `run(args, &Globals) -> anyhow::Result<ExitCode>`, at most 250 lines.
 //! A command reads its configuration, calls a library crate and reports; decisions live in the libraries.
 
-#[cfg(test)]
 pub(crate) mod archive_get;
 #[cfg(test)]
 pub(crate) mod archive_push;
