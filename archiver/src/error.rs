@@ -205,6 +205,12 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// A server that was restored from a repository: it must not take its source's next timeline.
+    #[error("this server was restored from {from}: it must not write into its source's repository")]
+    RestoredClone {
+        /// What it was restored from.
+        from: String,
+    },
     /// The repository could not do what was asked.
     #[error(transparent)]
     Repository(#[from] repository::Error),
@@ -227,7 +233,9 @@ impl Error {
             Error::NoServer { source, .. } => source.class(),
             Error::Server { source, .. } => source.class(),
             Error::Protocol { .. } | Error::WrongState { .. } => ErrorClass::Bug,
-            Error::Diverged { .. } | Error::WrongServer { .. } => ErrorClass::Conflict,
+            Error::Diverged { .. } | Error::WrongServer { .. } | Error::RestoredClone { .. } => {
+                ErrorClass::Conflict
+            }
             Error::Resume(crate::resume::ResumeConflict::StandbyBehind { .. }) => ErrorClass::Retry,
             Error::Resume(_) => ErrorClass::Conflict,
             Error::InvalidWal { .. } | Error::Format(_) | Error::UnusableBackup { .. } => {

@@ -1,10 +1,12 @@
 //! Getting data out: recovery plan, restore, archive-get.
 
+pub mod assemble;
 pub mod conf_file;
 pub mod data_directory;
 pub mod error;
 pub mod postgres;
 pub mod recovery_conf;
+pub mod stop;
 pub mod target;
 pub mod time;
 pub mod window;

@@ -14,7 +14,6 @@ pub(crate) mod init;
 pub(crate) mod list;
 #[cfg(test)]
 pub(crate) mod restore;
-#[cfg(test)]
 pub(crate) mod run;
 #[cfg(test)]
 pub(crate) mod status;
@@ -72,6 +71,14 @@ impl Globals {
         }
         Ok(config)
     }
+}
+
+/// Arguments of the test-only command that panics.
+#[cfg(test)]
+#[derive(Debug, clap::Args)]
+pub(crate) struct PanicArgs {
+    /// Words that may name a hook
+    words: Vec<String>,
 }
 
 #[cfg(test)]
