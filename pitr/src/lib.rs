@@ -4,6 +4,7 @@ pub mod assemble;
 pub mod conf_file;
 pub mod data_directory;
 pub mod error;
+pub mod plan;
 pub mod postgres;
 pub mod recovery_conf;
 pub mod stop;
