@@ -7,6 +7,7 @@ pub mod error;
 pub mod plan;
 pub mod postgres;
 pub mod recovery_conf;
+pub mod search;
 pub mod stop;
 pub mod target;
 pub mod time;

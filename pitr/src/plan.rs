@@ -14,7 +14,9 @@ use repository::descriptor::WalDescriptor;
 use repository::key::{BackupLabel, ClusterId, ObjectKey};
 use repository::wal::ChainLink;
 use std::collections::BTreeMap;
-use wal_format::{Lsn, SegmentName, SegmentNumber, SegmentSize, TimelineHistory, TimelineId, Timestamp};
+use wal_format::{
+    Lsn, SegmentName, SegmentNumber, SegmentSize, TimelineHistory, TimelineId, Timestamp,
+};
 
 /// What the plan needs to know of a backup.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,8 +49,12 @@ impl BackupFacts {
             return Err(integrity("its stop is not after its start"));
         }
         Ok(Self {
-            label: descriptor.label.parse().map_err(|_| integrity("not the label of a backup"))?,
-            timeline: TimelineId::new(descriptor.timeline).ok_or_else(|| integrity("timeline 0"))?,
+            label: descriptor
+                .label
+                .parse()
+                .map_err(|_| integrity("not the label of a backup"))?,
+            timeline: TimelineId::new(descriptor.timeline)
+                .ok_or_else(|| integrity("timeline 0"))?,
             lineage: descriptor.lineage.clone(),
             start_lsn: descriptor.start_lsn,
             stop_lsn: descriptor.stop_lsn,
@@ -71,7 +77,12 @@ pub struct WalPath {
 impl WalPath {
     /// The timelines of the path, newest first.
     pub fn timelines(&self) -> impl Iterator<Item = TimelineId> {
-        let ancestors = self.history.entries().iter().rev().map(|entry| entry.timeline);
+        let ancestors = self
+            .history
+            .entries()
+            .iter()
+            .rev()
+            .map(|entry| entry.timeline);
         std::iter::once(self.history.timeline()).chain(ancestors)
     }
 
@@ -83,7 +94,10 @@ impl WalPath {
     /// The timeline under whose name PostgreSQL asks for a segment first: the newest one that has begun by then.
     pub fn timeline_of_segment(&self, number: SegmentNumber) -> TimelineId {
         self.timelines()
-            .find(|timeline| self.first_segment(*timeline).is_some_and(|first| first <= number))
+            .find(|timeline| {
+                self.first_segment(*timeline)
+                    .is_some_and(|first| first <= number)
+            })
             .unwrap_or(self.history.timeline())
     }
 
@@ -95,7 +109,9 @@ impl WalPath {
     /// Whether a backup lies on the path: taken on one of its timelines, and consistent before the path leaves it.
     pub fn holds(&self, backup: &BackupFacts) -> bool {
         self.lineages.get(&backup.timeline) == Some(&backup.lineage)
-            && self.end_of(backup.timeline).is_none_or(|end| backup.stop_lsn <= end)
+            && self
+                .end_of(backup.timeline)
+                .is_none_or(|end| backup.stop_lsn <= end)
     }
 
     /// The name of a segment of this cluster.
@@ -116,10 +132,16 @@ pub fn choose_timeline(catalog: &Catalog, wanted: Option<TimelineId>) -> Result<
     };
     let newest = catalog.timelines.keys().next_back().copied();
     let Some(timeline) = wanted.or(newest) else {
-        return Err(unreachable("recovery".into(), "no WAL is stored for this cluster"));
+        return Err(unreachable(
+            "recovery".into(),
+            "no WAL is stored for this cluster",
+        ));
     };
     let Some(objects) = catalog.timelines.get(&timeline) else {
-        return Err(unreachable(format!("timeline {timeline}"), "nothing of it is stored"));
+        return Err(unreachable(
+            format!("timeline {timeline}"),
+            "nothing of it is stored",
+        ));
     };
     if timeline != TimelineId::FIRST && !objects.history {
         return Err(Error::Missing {
@@ -178,11 +200,19 @@ pub struct Pieces {
 pub fn plan_pieces(catalog: &Catalog, path: &WalPath, from: Lsn) -> Pieces {
     let size = path.segment_size;
     // A timeline of which nothing but its history is stored adds nothing yet: the WAL then ends in its parent.
-    let stored: Vec<TimelineId> = path.timelines().filter(|timeline| has_wal(catalog, path, *timeline)).collect();
+    let stored: Vec<TimelineId> = path
+        .timelines()
+        .filter(|timeline| has_wal(catalog, path, *timeline))
+        .collect();
     let timeline_of = |number: SegmentNumber| {
-        let begun = |timeline: &TimelineId| path.first_segment(*timeline).is_some_and(|first| first <= number);
+        let begun = |timeline: &TimelineId| {
+            path.first_segment(*timeline)
+                .is_some_and(|first| first <= number)
+        };
         let newest = stored.first().copied().unwrap_or(TimelineId::FIRST);
-        path.timelines().skip_while(|timeline| *timeline != newest).find(begun)
+        path.timelines()
+            .skip_while(|timeline| *timeline != newest)
+            .find(begun)
     };
     let mut pieces = Vec::new();
     let mut number = size.segment(from);
@@ -197,7 +227,9 @@ pub fn plan_pieces(catalog: &Catalog, path: &WalPath, from: Lsn) -> Pieces {
         let fills = match &source {
             None => false,
             Some(PieceSource::Sealed) => true,
-            Some(PieceSource::Open { tail, .. }) => tail.iter().any(|chunk| chunk.to >= size.bytes()),
+            Some(PieceSource::Open { tail, .. }) => {
+                tail.iter().any(|chunk| chunk.to >= size.bytes())
+            }
         };
         let is_stored = source.is_some();
         if let Some(source) = source {
@@ -210,7 +242,10 @@ pub fn plan_pieces(catalog: &Catalog, path: &WalPath, from: Lsn) -> Pieces {
         if !fills {
             let hole = later_object(catalog, path, &stored, number).map(|later| {
                 let (object, what) = match is_stored {
-                    true => (format!("the rest of {name}"), "only its beginning is stored, but"),
+                    true => (
+                        format!("the rest of {name}"),
+                        "only its beginning is stored, but",
+                    ),
                     false => (name.to_string(), "it is not stored, but"),
                 };
                 (object, format!("{what} {later} is"))
@@ -223,32 +258,58 @@ pub fn plan_pieces(catalog: &Catalog, path: &WalPath, from: Lsn) -> Pieces {
 }
 
 fn open_source(objects: &TimelineObjects, name: SegmentName) -> Option<PieceSource> {
-    let tail: Vec<TailChunk> = objects.tails.get(&name).into_iter().flatten().copied().collect();
-    let partials: Vec<PartialObject> = objects.partials.iter().filter(|partial| partial.name == name).copied().collect();
+    let tail: Vec<TailChunk> = objects
+        .tails
+        .get(&name)
+        .into_iter()
+        .flatten()
+        .copied()
+        .collect();
+    let partials: Vec<PartialObject> = objects
+        .partials
+        .iter()
+        .filter(|partial| partial.name == name)
+        .copied()
+        .collect();
     (!tail.is_empty() || !partials.is_empty()).then_some(PieceSource::Open { tail, partials })
 }
 
 /// Names of everything stored of a timeline's WAL.
 fn stored_names(objects: &TimelineObjects) -> impl Iterator<Item = SegmentName> {
     let partials = objects.partials.iter().map(|partial| partial.name);
-    objects.segments.keys().chain(objects.tails.keys()).copied().chain(partials)
+    objects
+        .segments
+        .keys()
+        .chain(objects.tails.keys())
+        .copied()
+        .chain(partials)
 }
 
 fn has_wal(catalog: &Catalog, path: &WalPath, timeline: TimelineId) -> bool {
     let first = path.first_segment(timeline);
     catalog.timelines.get(&timeline).is_some_and(|objects| {
-        stored_names(objects).any(|name| name.number(path.segment_size).is_some_and(|number| Some(number) >= first))
+        stored_names(objects).any(|name| {
+            name.number(path.segment_size)
+                .is_some_and(|number| Some(number) >= first)
+        })
     })
 }
 
 /// The first object of the path's own WAL behind segment `number`. What an ancestor wrote after the path left it is not the path's.
-fn later_object(catalog: &Catalog, path: &WalPath, stored: &[TimelineId], number: SegmentNumber) -> Option<SegmentName> {
+fn later_object(
+    catalog: &Catalog,
+    path: &WalPath,
+    stored: &[TimelineId],
+    number: SegmentNumber,
+) -> Option<SegmentName> {
     let mut later: Vec<(SegmentNumber, SegmentName)> = Vec::new();
     for timeline in stored {
         let Some(objects) = catalog.timelines.get(timeline) else {
             continue;
         };
-        let end = path.end_of(*timeline).map(|end| path.segment_size.segment_before(end));
+        let end = path
+            .end_of(*timeline)
+            .map(|end| path.segment_size.segment_before(end));
         let first = stored_names(objects)
             .filter_map(|name| Some((name.number(path.segment_size)?, name)))
             .filter(|(found, _)| *found > number && end.is_none_or(|end| *found <= end))
@@ -269,19 +330,32 @@ pub fn choose_backups<'b>(
     wanted: Option<&BackupLabel>,
     window: Window,
 ) -> Result<Vec<&'b BackupFacts>> {
-    let unreachable = |what: String, reason: String| Error::Unreachable { what, reason, window };
+    let unreachable = |what: String, reason: String| Error::Unreachable {
+        what,
+        reason,
+        window,
+    };
     let asked: Vec<&BackupFacts> = backups
         .iter()
         .filter(|backup| wanted.is_none_or(|label| backup.label == *label))
         .collect();
     if let (Some(label), true) = (wanted, asked.is_empty()) {
-        return Err(unreachable(format!("backup {}", label.as_str()), "there is no such backup".into()));
+        return Err(unreachable(
+            format!("backup {}", label.as_str()),
+            "there is no such backup".into(),
+        ));
     }
-    let mut usable: Vec<&BackupFacts> = asked.into_iter().filter(|backup| path.holds(backup)).collect();
+    let mut usable: Vec<&BackupFacts> = asked
+        .into_iter()
+        .filter(|backup| path.holds(backup))
+        .collect();
     if usable.is_empty() {
         return Err(unreachable(
             goal.to_string(),
-            format!("no backup lies on timeline {} or its ancestors", path.history.timeline()),
+            format!(
+                "no backup lies on timeline {} or its ancestors",
+                path.history.timeline()
+            ),
         ));
     }
     usable.retain(|backup| match &goal.target {
@@ -290,7 +364,10 @@ pub fn choose_backups<'b>(
         _ => true,
     });
     if usable.is_empty() {
-        return Err(unreachable(goal.to_string(), "it lies before the first backup that could serve is consistent".into()));
+        return Err(unreachable(
+            goal.to_string(),
+            "it lies before the first backup that could serve is consistent".into(),
+        ));
     }
     usable.sort_by_key(|backup| std::cmp::Reverse((backup.stop_lsn, backup.start_lsn)));
     Ok(usable)
@@ -298,18 +375,27 @@ pub fn choose_backups<'b>(
 
 /// What can be reached on a path, as names say; the newest transaction's time is filled in by those who have read descriptors.
 pub fn window_of(catalog: &Catalog, backups: &[BackupFacts], path: &WalPath) -> Window {
-    let Some(earliest) = backups.iter().filter(|backup| path.holds(backup)).min_by_key(|backup| backup.stop_lsn) else {
+    let Some(earliest) = backups
+        .iter()
+        .filter(|backup| path.holds(backup))
+        .min_by_key(|backup| backup.stop_lsn)
+    else {
         return Window::default();
     };
-    let newest = backups.iter().filter(|backup| path.holds(backup)).max_by_key(|backup| backup.stop_lsn);
+    let newest = backups
+        .iter()
+        .filter(|backup| path.holds(backup))
+        .max_by_key(|backup| backup.stop_lsn);
     let found = plan_pieces(catalog, path, newest.unwrap_or(earliest).start_lsn);
     let latest = found.pieces.last().map(|piece| Moment {
         timeline: piece.name.timeline,
         lsn: match &piece.source {
-            PieceSource::Open { tail, .. } if !tail.is_empty() => piece
+            PieceSource::Open { tail, .. } if !tail.is_empty() => piece.start.saturating_add(
+                u64::from(tail.iter().map(|chunk| chunk.to).max().unwrap_or(0)),
+            ),
+            _ => piece
                 .start
-                .saturating_add(u64::from(tail.iter().map(|chunk| chunk.to).max().unwrap_or(0))),
-            _ => piece.start.saturating_add(u64::from(path.segment_size.bytes())),
+                .saturating_add(u64::from(path.segment_size.bytes())),
         },
         time: None,
     });
@@ -341,12 +427,20 @@ impl ChainProof {
                 reason,
             })
         };
-        let end = piece.start.saturating_add(u64::from(path.segment_size.bytes()));
+        let end = piece
+            .start
+            .saturating_add(u64::from(path.segment_size.bytes()));
         if (wal.start_lsn, wal.end_lsn) != (piece.start, end) {
-            return fail(format!("says that it holds {} to {}", wal.start_lsn, wal.end_lsn));
+            return fail(format!(
+                "says that it holds {} to {}",
+                wal.start_lsn, wal.end_lsn
+            ));
         }
         if path.lineages.get(&piece.name.timeline) != Some(&wal.lineage) {
-            return fail(format!("belongs to another timeline {} than the stored history file", piece.name.timeline));
+            return fail(format!(
+                "belongs to another timeline {} than the stored history file",
+                piece.name.timeline
+            ));
         }
         if let Some(at) = wal.invalid_at {
             return fail(format!("WAL is not valid from {at} on"));
@@ -370,7 +464,9 @@ pub fn may_hold_stop(goal: &RecoveryGoal, backup: &BackupFacts, wal: &WalDescrip
         RecoveryTarget::Xid(_) => wal.incomplete || wal.transactions != Some(0),
         RecoveryTarget::Name(_) => true,
         RecoveryTarget::Time(target) => {
-            let newest = wal.time_max.map(|time| Timestamp::from_unix_micros(time.as_microsecond()));
+            let newest = wal
+                .time_max
+                .map(|time| Timestamp::from_unix_micros(time.as_microsecond()));
             match newest {
                 _ if wal.incomplete => true,
                 Some(newest) => newest > *target || (!goal.inclusive && newest == *target),
