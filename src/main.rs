@@ -18,6 +18,7 @@ mod logging;
 mod progress;
 mod redact;
 mod report;
+mod shutdown;
 mod units;
 mod usage;
 
