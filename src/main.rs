@@ -15,6 +15,7 @@ mod exit_code;
 mod failure;
 mod hook;
 mod logging;
+mod open;
 mod progress;
 mod redact;
 mod report;
