@@ -19,6 +19,7 @@ mod open;
 mod progress;
 mod redact;
 mod report;
+mod shutdown;
 mod units;
 mod usage;
 
