@@ -88,7 +88,9 @@ impl Backend for MemoryBackend {
         let start = after.map_or(Bound::Included(&prefix), Bound::Excluded);
         Ok(self.with(|objects| {
             let mut page = Page::default();
-            for (path, (bytes, last_modified)) in objects.range::<String, _>((start, Bound::Unbounded)) {
+            for (path, (bytes, last_modified)) in
+                objects.range::<String, _>((start, Bound::Unbounded))
+            {
                 let Some(rest) = path.strip_prefix(&prefix) else {
                     break;
                 };
