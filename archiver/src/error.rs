@@ -139,6 +139,44 @@ pub enum Error {
         /// What the connection is doing instead.
         state: &'static str,
     },
+    /// The server sends other WAL than it sent before: it was rolled back or replaced.
+    #[error(
+        "the record at {at} was received before and does not come again: the server's WAL has changed"
+    )]
+    Diverged {
+        /// Start of the record that is missing now.
+        at: wal_format::Lsn,
+    },
+    /// Streaming cannot go on from this server.
+    #[error(transparent)]
+    Resume(#[from] crate::resume::ResumeConflict),
+    /// WAL that is not valid, where it is to be refused.
+    #[error("WAL at {at} is not valid: {reason}")]
+    InvalidWal {
+        /// Where.
+        at: wal_format::Lsn,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Bytes of PostgreSQL's own formats that cannot be read, or a position that cannot be decoded from.
+    #[error(transparent)]
+    Format(#[from] wal_format::Error),
+    /// The server is not the one the repository or the configuration names.
+    #[error("{what}: expected {expected}, found {found}")]
+    WrongServer {
+        /// Which fact.
+        what: &'static str,
+        /// From the configuration or the repository.
+        expected: String,
+        /// From the server.
+        found: String,
+    },
+    /// A server that was restored from a repository: it must not take its source's next timeline.
+    #[error("this server was restored from {from}: it must not write into its source's repository")]
+    RestoredClone {
+        /// What it was restored from.
+        from: String,
+    },
     /// The repository could not do what was asked.
     #[error(transparent)]
     Repository(#[from] repository::Error),
@@ -161,6 +199,12 @@ impl Error {
             Error::NoServer { source, .. } => source.class(),
             Error::Server { source, .. } => source.class(),
             Error::Protocol { .. } | Error::WrongState { .. } => ErrorClass::Bug,
+            Error::Diverged { .. } | Error::WrongServer { .. } | Error::RestoredClone { .. } => {
+                ErrorClass::Conflict
+            }
+            Error::Resume(crate::resume::ResumeConflict::StandbyBehind { .. }) => ErrorClass::Retry,
+            Error::Resume(_) => ErrorClass::Conflict,
+            Error::InvalidWal { .. } | Error::Format(_) => ErrorClass::Corrupt,
             Error::Repository(error) => error.class(),
         }
     }

@@ -1,6 +1,12 @@
 //! Getting data in: replication client, receiver, archive-push, base backup.
 
+pub mod assembler;
 pub mod error;
+pub mod progress;
+pub mod receive;
 pub mod replication;
+pub mod resume;
+pub mod tail;
+pub mod upload;
 
 pub use error::{Error, Result};

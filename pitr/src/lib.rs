@@ -1,1 +1,15 @@
 //! Getting data out: recovery plan, restore, archive-get.
+
+pub mod assemble;
+pub mod conf_file;
+pub mod data_directory;
+pub mod error;
+pub mod postgres;
+pub mod recovery_conf;
+pub mod stop;
+pub mod target;
+pub mod time;
+pub mod window;
+
+pub use error::{Error, Result};
+pub use target::{RecoveryGoal, RecoveryTarget};

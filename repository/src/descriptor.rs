@@ -78,6 +78,13 @@ pub struct WalDescriptor {
         skip_serializing_if = "Option::is_none"
     )]
     pub first_record_prev: Option<Lsn>,
+    /// The record, cut by a crash, that the first record replaces: the segment before ends in it, and the link leads past it.
+    #[serde(
+        default,
+        with = "optional_text",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub first_record_overwrites: Option<Lsn>,
     /// Start of the last record that starts here.
     #[serde(
         default,

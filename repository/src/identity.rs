@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use age::{Identity as _, Recipient as _};
 use age_core::format::{FileKey, Stanza};
-use age_core::secrecy::{ExposeSecret, SecretString};
+pub use age_core::secrecy::{ExposeSecret, SecretString};
 use tokio::io::AsyncReadExt;
 
 use crate::sealed::MAX_RECIPIENTS;
@@ -303,6 +303,9 @@ async fn run_command(command: &str) -> Result<Vec<u8>, String> {
                 .read_to_end(&mut bytes)
                 .await;
             read.map_err(|error| format!("its output cannot be read: {error}"))?;
+        }
+        if bytes.len() as u64 > MAX_SECRET_BYTES {
+            return Ok(bytes);
         }
         let status = child
             .wait()

@@ -1,9 +1,20 @@
 //! The formats Walden stores and where they live: keys, descriptors, sealed objects, catalogue, store.
 
+pub mod backup;
+pub mod catalog;
+pub mod cluster;
 pub mod descriptor;
+pub mod durable;
 pub mod error;
 pub mod identity;
 pub mod key;
+pub mod repo;
 pub mod sealed;
+pub mod store;
+#[cfg(feature = "testing")]
+pub mod testing;
+pub mod wal;
 
 pub use error::{Error, ErrorClass, Result};
+pub use repo::{Repository, Stored};
+pub use store::{Deadlines, PutOutcome, Store, StoreOptions};

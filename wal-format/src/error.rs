@@ -1,5 +1,6 @@
 //! The one error type of the crate. It owns no policy: every variant means "these bytes or this text are not what they claim to be".
 
+use crate::Lsn;
 use core::fmt;
 
 /// Input that is not a valid instance of the format it was read as.
@@ -15,6 +16,18 @@ pub enum Error {
     Lsn,
     /// Not the name of a file that PostgreSQL keeps in `pg_wal`.
     FileName,
+    /// A decoder can only begin at the start of a page, a segment scanner at the start of a segment.
+    NotPageStart(Lsn),
+    /// More bytes than a segment has.
+    SegmentOverflow {
+        /// The size of a segment in bytes.
+        segment_bytes: u32,
+    },
+    /// Not the header that a WAL segment begins with.
+    PageHeader {
+        /// What is wrong with it.
+        problem: &'static str,
+    },
     /// A timeline history file that contradicts itself or cannot be read.
     History {
         /// Line in the file, from 1; 0 if it is the file as a whole.
@@ -35,7 +48,12 @@ pub enum Error {
         problem: &'static str,
     },
     /// A `pg_control` of a version of PostgreSQL that is not known here.
-    ControlFileVersion(u32),
+    ControlFileVersion {
+        /// The version of the file's layout.
+        control: u32,
+        /// The version of the system catalogs.
+        catalog: u32,
+    },
     /// A `pg_control` whose CRC-32C does not fit its bytes.
     ControlFileCrc {
         /// The CRC that is stored in the file.
@@ -63,6 +81,11 @@ impl fmt::Display for Error {
                 f.write_str("not an LSN (expected two hexadecimal numbers, as in 0/16B3740)")
             }
             Self::FileName => f.write_str("not the name of a WAL file"),
+            Self::NotPageStart(lsn) => write!(f, "{lsn} is not where a WAL page or segment starts"),
+            Self::SegmentOverflow { segment_bytes } => {
+                write!(f, "more bytes than the {segment_bytes} of a WAL segment")
+            }
+            Self::PageHeader { problem } => write!(f, "WAL page header: {problem}"),
             Self::History { line, problem } => {
                 write!(f, "timeline history file, line {line}: {problem}")
             }
@@ -70,8 +93,11 @@ impl fmt::Display for Error {
                 write!(f, "backup label, line {line}: {problem}")
             }
             Self::ControlFile { problem } => write!(f, "pg_control: {problem}"),
-            Self::ControlFileVersion(version) => {
-                write!(f, "pg_control: version {version} is not supported")
+            Self::ControlFileVersion { control, catalog } => {
+                write!(
+                    f,
+                    "pg_control: version {control} with catalogs {catalog} is not supported"
+                )
             }
             Self::ControlFileCrc { stored, computed } => {
                 write!(

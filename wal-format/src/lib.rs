@@ -18,14 +18,40 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+mod backup_label;
+mod control_file;
+mod crc;
+mod cursor;
 mod error;
 mod file_name;
 mod lsn;
+mod page;
+mod record;
+mod rmgr;
+mod segment;
+mod step;
+mod stream;
 mod timeline;
 mod timestamp;
+mod version;
 
+pub use backup_label::{BackupHistory, BackupLabel, IncrementalFrom};
+pub use control_file::{ClusterState, ControlFile};
 pub use error::Error;
 pub use file_name::{SegmentName, WalFileName};
 pub use lsn::{Lsn, SegmentNumber, SegmentSize};
+pub use page::{LongHeader, PAGE_BYTES, PageHeader};
+pub use record::{Record, RecordHeader, TransactionId};
+pub use rmgr::{Checkpoint, Parameters, RecordKind, WalLevel, resource_manager_name};
+pub use segment::{Completion, SegmentScanner, SegmentSummary, Transactions, summarise_segment};
+pub use step::{EndReason, InvalidReason, Step};
+pub use stream::{DecoderConfig, OpenRecord, WalDecoder};
 pub use timeline::{HistoryEntry, TimelineHistory, TimelineId};
 pub use timestamp::Timestamp;
+pub use version::Major;
+
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+
+#[cfg(test)]
+mod reference;

@@ -70,9 +70,9 @@ impl Lsn {
         unit.saturating_sub(low_bits(self.0, unit))
     }
 
-    /// This position, or the next multiple of 8: where a record may start.
-    pub(crate) const fn align_record(self) -> Self {
-        Self(self.0.saturating_add(7) & !7)
+    /// The bytes from here to the next multiple of 8, where a record may start: from 0 to 7.
+    pub(crate) const fn record_padding(self) -> u32 {
+        low_bits(self.0.wrapping_neg(), 8)
     }
 }
 

@@ -1,0 +1,34 @@
+# What a developer types. Each target does its own set-up and may be run twice. CI (.ci/run) is `make lint test bench`.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+CARGO ?= cargo
+
+.PHONY: help setup demo test fast lint bench
+
+help: ## Say what there is
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{ printf "  make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## Fetch PostgreSQL 14-18, SeaweedFS, age and lz4 for the tests
+	scripts/setup test
+
+demo: ## Lose a table, get it back: a throwaway cluster under the checkout, under a minute
+	scripts/setup demo
+	$(CARGO) build --quiet --bin walden
+	scripts/demo
+
+test: setup ## All tests: unit, property, doctests, tidy, integration with real servers
+	$(CARGO) test --workspace --no-fail-fast
+
+fast: ## Unit and property tests only, no servers
+	$(CARGO) test --workspace --lib --bins --test tidy
+
+lint: ## Formatting, clippy and documentation, warnings are errors
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+	# The ban on stray file mutation (clippy.toml) is for what ships; tests may write where they like.
+	$(CARGO) clippy --workspace --lib --bins -- -D warnings -D clippy::disallowed_methods
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items
+
+bench: ## Short benchmarks, as figures and as ratios to the bare libraries
+	$(if $(wildcard benches/*.rs),$(CARGO) bench --bench '*',@echo "no benches yet")

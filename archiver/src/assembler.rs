@@ -1,0 +1,291 @@
+//! WAL bytes at an LSN become whole segments, decoded as they pass.
+//!
+//! Owns the buffer of the open segment, refuses holes, and collects what tail chunks say of themselves. Pure: no sockets, no clock.
+//! Does not own decoding (`wal-format`) or storing (`receive.rs`).
+
+use std::collections::VecDeque;
+
+use repository::descriptor::WalDescriptor;
+use repository::wal::describe;
+use wal_format::{
+    DecoderConfig, Lsn, Record, RecordKind, SegmentName, SegmentNumber, SegmentScanner,
+    SegmentSize, SegmentSummary, Step, TimelineId, Timestamp,
+};
+
+use crate::{Error, Result};
+
+/// The open segment of a stream.
+pub struct Assembler {
+    size: SegmentSize,
+    timeline: TimelineId,
+    lineage: String,
+    scanner: SegmentScanner,
+    buffer: Vec<u8>,
+    chunk: ChunkFacts,
+    expected: VecDeque<Lsn>,
+}
+
+/// A segment whose bytes have all arrived.
+pub struct AssembledSegment {
+    /// Its name.
+    pub name: SegmentName,
+    /// Its number.
+    pub number: SegmentNumber,
+    /// What decoding it said.
+    pub summary: SegmentSummary,
+    /// What its descriptor says.
+    pub descriptor: WalDescriptor,
+    /// Its bytes.
+    pub plain: Vec<u8>,
+}
+
+/// Something in the stream that is not valid WAL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InvalidWal {
+    /// Where.
+    pub at: Lsn,
+    /// What is wrong.
+    pub reason: String,
+}
+
+/// What the bytes of the next tail chunk say, so far.
+#[derive(Clone, Debug, Default)]
+struct ChunkFacts {
+    first_record: Option<(Lsn, Lsn)>,
+    last_record: Option<Lsn>,
+    transactions: u64,
+    times: Option<(Timestamp, Timestamp)>,
+    incomplete: bool,
+    invalid_at: Option<Lsn>,
+}
+
+impl Assembler {
+    /// Starts at a segment's first byte.
+    ///
+    /// # Errors
+    /// `Bug`: not the start of a segment.
+    pub fn new(
+        config: DecoderConfig,
+        timeline: TimelineId,
+        lineage: String,
+        start: Lsn,
+    ) -> Result<Self> {
+        let scanner = SegmentScanner::new(config, start)?;
+        let size = config.segment_size;
+        let buffer = Vec::with_capacity(size.bytes() as usize);
+        let (chunk, expected) = (ChunkFacts::default(), VecDeque::new());
+        Ok(Self {
+            size,
+            timeline,
+            lineage,
+            scanner,
+            buffer,
+            chunk,
+            expected,
+        })
+    }
+
+    /// Names record starts that must come again: those that stored tail chunks of the open segment name. In order.
+    pub fn expect_records(&mut self, mut starts: Vec<Lsn>) {
+        starts.sort_unstable();
+        starts.dedup();
+        self.expected = starts.into();
+    }
+
+    /// First byte behind the last one taken.
+    #[must_use]
+    pub fn position(&self) -> Lsn {
+        self.segment_start()
+            .saturating_add(self.buffer.len() as u64)
+    }
+
+    /// The open segment's first byte.
+    #[must_use]
+    pub fn segment_start(&self) -> Lsn {
+        self.scanner.segment_start()
+    }
+
+    /// The open segment's number.
+    #[must_use]
+    pub fn number(&self) -> SegmentNumber {
+        self.size.segment(self.segment_start())
+    }
+
+    /// The open segment's name.
+    #[must_use]
+    pub fn name(&self) -> SegmentName {
+        SegmentName::new(self.timeline, self.number(), self.size)
+    }
+
+    /// The open segment's bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.buffer
+    }
+
+    /// Length of the open segment so far.
+    #[must_use]
+    pub fn offset(&self) -> u32 {
+        // The buffer never grows over a segment, whose size is a u32.
+        u32::try_from(self.buffer.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Whether the open segment has all its bytes: [`Assembler::take_segment`] before more are pushed.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.buffer.len() == self.size.bytes() as usize
+    }
+
+    /// Takes bytes that start at `start`, up to the end of the open segment. Returns how many, and what in them is not valid WAL.
+    ///
+    /// # Errors
+    /// `Retry`: they do not start where the last ones ended. `Conflict`: records that were received before have not come again.
+    pub fn push(&mut self, start: Lsn, data: &[u8]) -> Result<(usize, Option<InvalidWal>)> {
+        if start != self.position() {
+            return Err(Error::Protocol {
+                during: "streaming".into(),
+                reason: format!(
+                    "WAL at {start} arrived where {} was expected",
+                    self.position()
+                ),
+            });
+        }
+        let (mut invalid, mut missing) = (None, None);
+        let (chunk, expected) = (&mut self.chunk, &mut self.expected);
+        let taken = self.scanner.push(data, |step| match step {
+            Step::Record(record) => {
+                chunk.note(record);
+                while let Some(next) = expected.front().filter(|next| **next <= record.start) {
+                    if *next < record.start {
+                        missing.get_or_insert(*next);
+                    }
+                    expected.pop_front();
+                }
+            }
+            Step::ContinuedRecordEnd { .. } => chunk.incomplete = true,
+            Step::Invalid { at, reason } => {
+                chunk.invalid_at = Some(*at);
+                invalid = Some(InvalidWal {
+                    at: *at,
+                    reason: reason.to_string(),
+                });
+            }
+            _ => {}
+        });
+        if let Some(at) = missing {
+            return Err(Error::Diverged { at });
+        }
+        self.buffer.extend_from_slice(&data[..taken]);
+        Ok((taken, invalid))
+    }
+
+    /// Describes the tail chunk `[from, to)`, `to` being the open segment's length, and starts collecting for the next.
+    pub fn describe_chunk(&mut self, from: u32) -> WalDescriptor {
+        let facts = std::mem::take(&mut self.chunk);
+        let end = self.position();
+        if from == 0 {
+            return describe(&self.scanner.summary(), end, &self.lineage);
+        }
+        let utc = |time: Timestamp| repository::wal::utc(time);
+        WalDescriptor {
+            start_lsn: self.segment_start().saturating_add(u64::from(from)),
+            end_lsn: end,
+            lineage: self.lineage.clone(),
+            first_record: facts.first_record.map(|(start, _)| start),
+            first_record_prev: facts.first_record.map(|(_, previous)| previous),
+            first_record_overwrites: None,
+            last_record: facts.last_record,
+            transactions: Some(facts.transactions),
+            time_min: facts.times.and_then(|(min, _)| utc(min)),
+            time_max: facts.times.and_then(|(_, max)| utc(max)),
+            incomplete: facts.incomplete,
+            invalid_at: facts.invalid_at,
+        }
+    }
+
+    /// Takes the full segment and goes on with the next in `spare`, a buffer to reuse. `None` while bytes are missing.
+    pub fn take_segment(&mut self, spare: Option<Vec<u8>>) -> Option<AssembledSegment> {
+        let (name, number) = (self.name(), self.number());
+        let summary = self.scanner.finish_segment()?;
+        let mut next = spare.unwrap_or_default();
+        next.clear();
+        next.reserve_exact(self.size.bytes() as usize);
+        self.chunk = ChunkFacts::default();
+        self.expected.clear();
+        let plain = std::mem::replace(&mut self.buffer, next);
+        let mut descriptor = describe(&summary, summary.end_lsn, &self.lineage);
+        if !summary.is_complete() {
+            descriptor.invalid_at = descriptor.invalid_at.or(Some(summary.valid_to));
+        }
+        Some(AssembledSegment {
+            name,
+            number,
+            summary,
+            descriptor,
+            plain,
+        })
+    }
+
+    /// Ends the timeline: the open segment's bytes before `switch_point`, described; `None` if it does not lie within it (the
+    /// server may have sent more than the timeline had).
+    ///
+    /// # Errors
+    /// `Retry`: the switch point is not in the open segment or behind what was received.
+    pub fn take_partial(
+        self,
+        config: DecoderConfig,
+        switch_point: Lsn,
+    ) -> Result<Option<AssembledSegment>> {
+        let start = self.segment_start();
+        if switch_point <= start {
+            return Ok(None);
+        }
+        let length = switch_point
+            .distance_from(start)
+            .and_then(|length| usize::try_from(length).ok());
+        let Some(length) = length.filter(|length| *length <= self.buffer.len()) else {
+            return Err(Error::Protocol {
+                during: "streaming".into(),
+                reason: format!(
+                    "the timeline ended at {switch_point}, with WAL received from {start} to {}",
+                    self.position()
+                ),
+            });
+        };
+        let (name, number, lineage) = (self.name(), self.number(), self.lineage);
+        let mut plain = self.buffer;
+        plain.truncate(length);
+        let mut scanner = SegmentScanner::new(config, start)?;
+        scanner.push(&plain, |_| {});
+        let summary = scanner.summary();
+        let descriptor = describe(&summary, switch_point, &lineage);
+        Ok(Some(AssembledSegment {
+            name,
+            number,
+            summary,
+            descriptor,
+            plain,
+        }))
+    }
+}
+
+impl ChunkFacts {
+    fn note(&mut self, record: &Record) {
+        self.first_record
+            .get_or_insert((record.start, record.header.previous));
+        self.last_record = Some(record.start);
+        if let Some(
+            RecordKind::Commit { time, .. }
+            | RecordKind::Abort { time, .. }
+            | RecordKind::CommitPrepared { time, .. }
+            | RecordKind::AbortPrepared { time, .. },
+        ) = record.kind
+        {
+            self.transactions += 1;
+            self.times = Some(match self.times {
+                None => (time, time),
+                Some((min, max)) => (min.min(time), max.max(time)),
+            });
+        }
+    }
+}

@@ -1,0 +1,259 @@
+//! The catalogue: what a listing of a cluster's objects says, without opening one.
+//!
+//! Owns the grouping of keys by timeline and backup and the questions that names alone answer. Pure: it neither lists nor fetches.
+//! Does not own what descriptors say (`descriptor.rs`) or whether a chain holds (`pitr`).
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use wal_format::{Lsn, SegmentName, SegmentSize, TimelineId};
+
+use crate::key::{BackupLabel, BackupObject, ClusterId, ObjectKey};
+
+/// A cluster's objects by what they are.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Catalog {
+    /// WAL by timeline.
+    pub timelines: BTreeMap<TimelineId, TimelineObjects>,
+    /// Base backups by label, which sorts by start time; begun ones included.
+    pub backups: BTreeMap<BackupLabel, BackupObjects>,
+    /// Recorded holes.
+    pub gaps: BTreeSet<GapRange>,
+    /// Objects whose path is no key of format 1; counted, never touched.
+    pub unknown: u64,
+}
+
+/// The WAL of one timeline.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TimelineObjects {
+    /// Whether its history file is stored (timeline 1 has none).
+    pub history: bool,
+    /// Sealed segments and their stored size in bytes.
+    pub segments: BTreeMap<SegmentName, u64>,
+    /// Last, partial segments: name, tag and stored size in bytes. Several may exist.
+    pub partials: BTreeSet<PartialObject>,
+    /// Tail chunks by segment.
+    pub tails: BTreeMap<SegmentName, BTreeSet<TailChunk>>,
+}
+
+/// A stored `.partial`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PartialObject {
+    /// Which segment.
+    pub name: SegmentName,
+    /// CRC-32 of its plain bytes.
+    pub tag: u32,
+}
+
+/// A stored tail chunk: bytes `[from, to)` of its segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TailChunk {
+    /// First offset in the segment.
+    pub from: u32,
+    /// Offset behind the last byte.
+    pub to: u32,
+    /// The process that wrote it.
+    pub writer: u32,
+}
+
+/// The objects of one base backup.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BackupObjects {
+    /// Whether its descriptor stands: only then the backup exists.
+    pub complete: bool,
+    /// Stored bytes of parts and manifest.
+    pub stored_bytes: u64,
+}
+
+/// A recorded hole, half-open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct GapRange {
+    /// On which timeline.
+    pub timeline: TimelineId,
+    /// First missing byte.
+    pub from: Lsn,
+    /// First byte behind it.
+    pub to: Lsn,
+}
+
+impl Catalog {
+    /// Sorts a listing of (path, stored size in bytes). Objects of other clusters are passed over.
+    #[must_use]
+    pub fn from_listing<P: AsRef<str>>(
+        cluster: ClusterId,
+        listing: impl IntoIterator<Item = (P, u64)>,
+    ) -> Self {
+        let mut catalog = Self::default();
+        for (path, size) in listing {
+            match path.as_ref().parse::<ObjectKey>() {
+                Ok(key) if key.cluster() == Some(cluster) => catalog.add(&key, size),
+                Ok(_) => {}
+                Err(_) => catalog.unknown += 1,
+            }
+        }
+        catalog
+    }
+
+    fn add(&mut self, key: &ObjectKey, size: u64) {
+        match key {
+            ObjectKey::Repository
+            | ObjectKey::Rescue
+            | ObjectKey::Cluster(_)
+            | ObjectKey::BackupHistory { .. } => {}
+            ObjectKey::Segment { name, .. } => {
+                self.timeline(name.timeline).segments.insert(*name, size);
+            }
+            ObjectKey::Partial { name, tag, .. } => {
+                self.timeline(name.timeline).partials.insert(PartialObject {
+                    name: *name,
+                    tag: *tag,
+                });
+            }
+            ObjectKey::History { timeline, .. } => self.timeline(*timeline).history = true,
+            ObjectKey::Tail {
+                name,
+                from,
+                to,
+                writer,
+                ..
+            } => {
+                let chunk = TailChunk {
+                    from: *from,
+                    to: *to,
+                    writer: *writer,
+                };
+                self.timeline(name.timeline)
+                    .tails
+                    .entry(*name)
+                    .or_default()
+                    .insert(chunk);
+            }
+            ObjectKey::Backup { label, object, .. } => {
+                let backup = self.backups.entry(label.clone()).or_default();
+                match object {
+                    BackupObject::Started => {}
+                    BackupObject::Descriptor => backup.complete = true,
+                    BackupObject::Manifest | BackupObject::Part { .. } => {
+                        backup.stored_bytes += size
+                    }
+                }
+            }
+            ObjectKey::Gap {
+                timeline, from, to, ..
+            } => {
+                self.gaps.insert(GapRange {
+                    timeline: *timeline,
+                    from: *from,
+                    to: *to,
+                });
+            }
+        }
+    }
+
+    fn timeline(&mut self, timeline: TimelineId) -> &mut TimelineObjects {
+        self.timelines.entry(timeline).or_default()
+    }
+
+    /// Labels of the backups that exist, oldest first.
+    pub fn complete_backups(&self) -> impl DoubleEndedIterator<Item = &BackupLabel> {
+        self.backups
+            .iter()
+            .filter(|(_, backup)| backup.complete)
+            .map(|(label, _)| label)
+    }
+
+    /// End of the WAL that is stored for a timeline: behind its last segment or, if they reach further, its tail chunks.
+    /// `None` if nothing of it is stored. Says nothing about holes before it.
+    #[must_use]
+    pub fn wal_end(&self, timeline: TimelineId, size: SegmentSize) -> Option<Lsn> {
+        let objects = self.timelines.get(&timeline)?;
+        let sealed = objects
+            .segments
+            .keys()
+            .next_back()
+            .and_then(|name| Some(size.end(name.number(size)?)));
+        let tail = objects.tails.iter().next_back().and_then(|(name, chunks)| {
+            let reach = chunks.iter().map(|chunk| chunk.to).max()?;
+            name.start(size)?.checked_add(u64::from(reach))
+        });
+        sealed.max(tail)
+    }
+
+    /// Stretches between stored segments of one timeline in which no segment is stored, half-open; what may be missing before
+    /// the first or behind the last is not among them.
+    #[must_use]
+    pub fn holes(&self, timeline: TimelineId, size: SegmentSize) -> Vec<GapRange> {
+        let Some(objects) = self.timelines.get(&timeline) else {
+            return Vec::new();
+        };
+        let later = objects
+            .segments
+            .keys()
+            .chain(objects.tails.keys())
+            .collect::<BTreeSet<_>>();
+        let mut holes = Vec::new();
+        let mut expected: Option<Lsn> = None;
+        for number in later.into_iter().filter_map(|name| name.number(size)) {
+            let start = size.start(number);
+            if let Some(from) = expected.filter(|from| *from < start) {
+                holes.push(GapRange {
+                    timeline,
+                    from,
+                    to: start,
+                });
+            }
+            expected = Some(size.end(number));
+        }
+        holes
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    fn catalog(paths: &[&str]) -> Catalog {
+        Catalog::from_listing(
+            "7412".parse().unwrap(),
+            paths.iter().map(|path| (*path, 10)),
+        )
+    }
+
+    #[test]
+    fn groups_a_listing() {
+        let catalog = catalog(&[
+            "walden.json",
+            "7412/cluster.json",
+            "7412/wal/00000001/00000000/000000010000000000000001.wal",
+            "7412/wal/00000001/00000000/000000010000000000000004.wal",
+            "7412/wal/00000001/00000000/notes.txt",
+            "7412/wal/00000002.history",
+            "7412/tail/00000001/000000010000000000000005.00000000-00000100.0A1B2C3D",
+            "7412/tail/00000001/000000010000000000000005.00000100-00000180.0A1B2C3D",
+            "7412/backups/20260123T142811Z-full-3fa9/started.json",
+            "7412/backups/20260123T142811Z-full-3fa9/base.000000",
+            "7412/backups/20260124T142811Z-full-3fa9/base.000000",
+            "7412/backups/20260124T142811Z-full-3fa9/backup.json",
+            "7412/gaps/00000001-0000000002000000-0000000004000000.json",
+            "7413/wal/00000001/00000000/000000010000000000000009.wal",
+        ]);
+        let (size, first) = (SegmentSize::DEFAULT, TimelineId::FIRST);
+        assert_eq!(catalog.unknown, 1);
+        assert_eq!(
+            catalog
+                .complete_backups()
+                .map(BackupLabel::as_str)
+                .collect::<Vec<_>>(),
+            ["20260124T142811Z-full-3fa9"]
+        );
+        assert_eq!(catalog.wal_end(first, size), Some(Lsn::new(0x500_0180)));
+        let hole = GapRange {
+            timeline: first,
+            from: Lsn::new(0x200_0000),
+            to: Lsn::new(0x400_0000),
+        };
+        assert_eq!(catalog.holes(first, size), [hole]);
+        assert_eq!(catalog.gaps.iter().copied().collect::<Vec<_>>(), [hole]);
+        assert!(catalog.timelines[&TimelineId::new(2).unwrap()].history);
+    }
+}

@@ -1,0 +1,298 @@
+//! One repository: the domain's operations on a store.
+//!
+//! Owns the answer to "already exists" (never overwritten; the same contents are success, others a conflict), fetching with every
+//! check, and listings as a catalogue. Does not own requests and retries (`store.rs`) or sealing (`sealed/`).
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::backup::BackupDescriptor;
+use crate::catalog::Catalog;
+use crate::cluster::{ClusterDocument, RepositoryDocument, check_version};
+use crate::descriptor::Descriptor;
+use crate::key::{BackupLabel, BackupObject, ClusterId, ObjectKey};
+use crate::sealed::{MAX_HEADER_BYTES, OpenPolicy, Sealed, read_descriptor};
+use crate::store::{PutOutcome, Store};
+use crate::{Error, Result};
+
+/// Largest plain document (`backup.json` of many parts), in bytes.
+const MAX_DOCUMENT_BYTES: u64 = 256 << 20;
+/// Room for what sealing adds to incompressible bytes: header, frame, tags.
+const SEALING_OVERHEAD: u64 = 1 << 20;
+/// How often a put starts over when the object it met is gone again.
+const MAX_PUT_ROUNDS: u32 = 3;
+
+/// A repository. Cheap to clone.
+#[derive(Clone)]
+pub struct Repository {
+    name: Arc<str>,
+    store: Store,
+}
+
+/// What a put found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stored {
+    /// The object is new.
+    New,
+    /// The same contents were there already.
+    Already,
+}
+
+impl Repository {
+    /// A repository by its name in the configuration.
+    #[must_use]
+    pub fn new(name: &str, store: Store) -> Self {
+        Self {
+            name: name.into(),
+            store,
+        }
+    }
+
+    /// Its name in the configuration.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where it is, without secrets.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        self.store.url()
+    }
+
+    /// Stores a sealed object, durably when this returns.
+    ///
+    /// # Errors
+    /// `Conflict`: something else stands at the key. `Retry`: the store did not answer, or what it holds could not be read: not
+    /// durable. `Config`: no right to.
+    pub async fn put(&self, sealed: &Sealed) -> Result<Stored> {
+        let path = sealed.key.to_string();
+        for _ in 0..MAX_PUT_ROUNDS {
+            let body = vec![sealed.header.clone(), sealed.payload.clone()];
+            match self.store.put_new(&path, body).await? {
+                PutOutcome::Created => return Ok(Stored::New),
+                PutOutcome::AlreadyExists => {}
+            }
+            // A question: our own lost reply, the same contents from elsewhere, or other contents?
+            let head = match self.store.fetch_head(&path, MAX_HEADER_BYTES as u64).await {
+                Err(error) if error.class() == crate::ErrorClass::NotFound => continue,
+                head => head?,
+            };
+            if head.bytes.starts_with(&sealed.header) && head.object_size == sealed.stored_size() {
+                return Ok(Stored::Already);
+            }
+            let there = read_descriptor(&sealed.key, &head.bytes)?;
+            return match there.difference(&sealed.descriptor) {
+                None => Ok(Stored::Already),
+                Some(what) => Err(Error::AlreadyStored {
+                    key: path,
+                    what: what.to_owned(),
+                }),
+            };
+        }
+        Err(Error::Unavailable {
+            location: path,
+            attempts: MAX_PUT_ROUNDS,
+            elapsed: std::time::Duration::ZERO,
+            source: crate::error::Cause::new("the object exists for a put and does not for a get"),
+        })
+    }
+
+    /// Stores a plain document. Identical bytes are success.
+    ///
+    /// # Errors
+    /// As [`Repository::put`].
+    pub async fn put_document(&self, key: &ObjectKey, body: Bytes) -> Result<Stored> {
+        let path = key.to_string();
+        match self.store.put_new(&path, vec![body.clone()]).await? {
+            PutOutcome::Created => Ok(Stored::New),
+            PutOutcome::AlreadyExists => {
+                let there = self.store.fetch(&path, MAX_DOCUMENT_BYTES).await?;
+                if there == body {
+                    Ok(Stored::Already)
+                } else {
+                    Err(Error::AlreadyStored {
+                        key: path,
+                        what: "the document's bytes".into(),
+                    })
+                }
+            }
+        }
+    }
+
+    /// Stores a document as JSON, one field a line.
+    ///
+    /// # Errors
+    /// As [`Repository::put`].
+    pub async fn put_json<T: Serialize>(&self, key: &ObjectKey, document: &T) -> Result<Stored> {
+        let json = serde_json::to_vec_pretty(document).map_err(|error| Error::Unsealable {
+            key: key.to_string(),
+            reason: error.to_string(),
+        })?;
+        self.put_document(key, json.into()).await
+    }
+
+    /// Fetches a JSON document.
+    ///
+    /// # Errors
+    /// `NotFound`; `Corrupt`: not the document it should be; `Retry`, `Config` from the store.
+    pub async fn fetch_json<T: DeserializeOwned>(&self, key: &ObjectKey) -> Result<T> {
+        let path = key.to_string();
+        let bytes = self.store.fetch(&path, MAX_DOCUMENT_BYTES).await?;
+        serde_json::from_slice(&bytes).map_err(|error| Error::Damaged {
+            key: path,
+            what: format!("it cannot be read: {error}"),
+        })
+    }
+
+    /// Fetches `walden.json`; `None` if no repository was ever made here.
+    ///
+    /// # Errors
+    /// As [`Repository::fetch_json`]; `Config`: made by a later version.
+    pub async fn fetch_identity(&self) -> Result<Option<RepositoryDocument>> {
+        let document: Option<RepositoryDocument> =
+            absent(self.fetch_json(&ObjectKey::Repository).await)?;
+        if let Some(document) = &document {
+            check_version("walden.json", document.format, &document.requires)?;
+        }
+        Ok(document)
+    }
+
+    /// Fetches `cluster.json`; `None` if the cluster is not known here.
+    ///
+    /// # Errors
+    /// As [`Repository::fetch_json`]; `Config`: made by a later version; `Corrupt`: of another cluster.
+    pub async fn fetch_cluster(&self, cluster: ClusterId) -> Result<Option<ClusterDocument>> {
+        let key = ObjectKey::Cluster(cluster);
+        let document: Option<ClusterDocument> = absent(self.fetch_json(&key).await)?;
+        if let Some(document) = &document {
+            check_version(&key.to_string(), document.format, &document.requires)?;
+            if document.id() != cluster {
+                return Err(Error::Misplaced {
+                    key: key.to_string(),
+                    found: format!("{}/cluster.json", document.id()),
+                });
+            }
+        }
+        Ok(document)
+    }
+
+    /// Fetches the descriptor of a backup.
+    ///
+    /// # Errors
+    /// As [`Repository::fetch_json`]; `Config`: made by a later version; `Corrupt`: of another backup or cluster.
+    pub async fn fetch_backup(
+        &self,
+        cluster: ClusterId,
+        label: &BackupLabel,
+    ) -> Result<BackupDescriptor> {
+        let key = ObjectKey::Backup {
+            cluster,
+            label: label.clone(),
+            object: BackupObject::Descriptor,
+        };
+        let document: BackupDescriptor = self.fetch_json(&key).await?;
+        check_version(&key.to_string(), document.format, &document.requires)?;
+        if document.system_identifier != cluster.system_identifier
+            || document.label != label.as_str()
+        {
+            let found = format!(
+                "backup {} of the system identifier {}",
+                document.label, document.system_identifier
+            );
+            return Err(Error::Misplaced {
+                key: key.to_string(),
+                found,
+            });
+        }
+        Ok(document)
+    }
+
+    /// Lists the clusters that have a `cluster.json`, by number.
+    ///
+    /// # Errors
+    /// `Retry`, `Config` from the store.
+    pub async fn list_clusters(&self) -> Result<Vec<ClusterId>> {
+        let folders = self.store.list_folders("").await?;
+        let mut clusters: Vec<ClusterId> = Vec::new();
+        for cluster in folders
+            .iter()
+            .filter_map(|folder| folder.trim_end_matches('/').parse().ok())
+        {
+            if self.fetch_cluster(cluster).await?.is_some() {
+                clusters.push(cluster);
+            }
+        }
+        clusters.sort_unstable();
+        Ok(clusters)
+    }
+
+    /// Lists everything of a cluster.
+    ///
+    /// # Errors
+    /// `Retry`, `Config` from the store.
+    pub async fn list(&self, cluster: ClusterId) -> Result<Catalog> {
+        self.list_below(cluster, &format!("{cluster}/")).await
+    }
+
+    /// Lists a cluster's objects below a prefix of `key.rs`.
+    ///
+    /// # Errors
+    /// `Retry`, `Config` from the store.
+    pub async fn list_below(&self, cluster: ClusterId, prefix: &str) -> Result<Catalog> {
+        let listing = self.store.list(prefix.trim_end_matches('/')).await?;
+        Ok(Catalog::from_listing(
+            cluster,
+            listing.iter().map(|object| (&object.path, object.size)),
+        ))
+    }
+
+    /// Reads what an object says of itself: one small request, no key.
+    ///
+    /// # Errors
+    /// `NotFound`; `Corrupt`: no descriptor, damaged, or of another key; `Retry`, `Config`.
+    pub async fn fetch_descriptor(&self, key: &ObjectKey) -> Result<Descriptor> {
+        let head = self
+            .store
+            .fetch_head(&key.to_string(), MAX_HEADER_BYTES as u64)
+            .await?;
+        read_descriptor(key, &head.bytes)
+    }
+
+    /// Fetches and opens an object of at most `limit` plain bytes into `plain`. Opening runs on a thread for such work.
+    ///
+    /// # Errors
+    /// `NotFound`; `Corrupt`; `Key`; `Retry`, `Config`.
+    pub async fn fetch(
+        &self,
+        key: &ObjectKey,
+        policy: &OpenPolicy,
+        limit: usize,
+    ) -> Result<(Descriptor, Vec<u8>)> {
+        let object = self
+            .store
+            .fetch(&key.to_string(), limit as u64 + SEALING_OVERHEAD)
+            .await?;
+        let (key, policy) = (key.clone(), policy.clone());
+        let open = move || {
+            let mut plain = Vec::new();
+            let descriptor = policy.open(&key, object, limit, &mut plain)?;
+            Ok((descriptor, plain))
+        };
+        match tokio::task::spawn_blocking(open).await {
+            Ok(opened) => opened,
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        }
+    }
+}
+
+fn absent<T>(result: Result<T>) -> Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.class() == crate::ErrorClass::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}

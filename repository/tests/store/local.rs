@@ -1,0 +1,253 @@
+//! `file://`: the contract, odd names of the repository itself, litter, a vanished folder, a full disk.
+
+use std::path::Path;
+use std::time::Duration;
+
+use repository::testing::contract;
+use repository::{Deadlines, Error, ErrorClass, PutOutcome, Store, StoreOptions};
+
+fn open(path: &Path) -> Store {
+    let options = StoreOptions {
+        deadlines: short(),
+        ..StoreOptions::default()
+    };
+    let url = path
+        .to_str()
+        .unwrap()
+        .replace('%', "%25")
+        .replace('?', "%3F")
+        .replace('#', "%23");
+    Store::open(&format!("file://{url}"), options).unwrap()
+}
+
+fn short() -> Deadlines {
+    Deadlines {
+        request: Duration::from_secs(20),
+        total: Duration::from_secs(1),
+    }
+}
+
+fn every_file(folder: &Path) -> Vec<String> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let entry = entry.unwrap();
+        match entry.file_type().unwrap().is_dir() {
+            true => files.extend(every_file(&entry.path())),
+            false => files.push(entry.path().to_str().unwrap().to_owned()),
+        }
+    }
+    files
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn contract_on_files_in_a_folder_with_an_odd_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("it's 100% \"ödd\" #1?");
+    let store = Store::open(
+        &format!(
+            "file://{}",
+            root.to_str()
+                .unwrap()
+                .replace('%', "%25")
+                .replace('#', "%23")
+                .replace('?', "%3F")
+        ),
+        StoreOptions::default(),
+    )
+    .unwrap();
+    contract(&store).await;
+    let litter: Vec<_> = every_file(&root)
+        .into_iter()
+        .filter(|file| file.contains("walden-tmp"))
+        .collect();
+    assert_eq!(litter, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn opening_makes_no_folder_and_a_missing_one_proves_nothing_absent() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("not/yet");
+    let store = open(&root);
+    for error in [
+        store.fetch("x", 1).await.unwrap_err(),
+        store.head("x").await.unwrap_err(),
+        store.list("").await.unwrap_err(),
+    ] {
+        assert_eq!(error.class(), ErrorClass::Config, "{error:?}");
+        assert!(error.to_string().contains("does not exist"), "{error}");
+    }
+    assert!(!root.exists());
+    assert_eq!(
+        store.put_new("a/b/x", "1").await.unwrap(),
+        PutOutcome::Created
+    );
+    assert_eq!(store.fetch("a/b/x", 1).await.unwrap(), "1");
+    assert_eq!(store.head("a/b/y").await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_folder_that_is_replaced_or_vanishes_is_an_error_and_not_absence() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("repository");
+    let store = open(&root);
+    assert_eq!(store.put_new("x", "1").await.unwrap(), PutOutcome::Created);
+    assert_eq!(store.fetch("x", 1).await.unwrap(), "1");
+    // What an unmounted file system looks like: another folder in the same place, or none.
+    std::fs::rename(&root, folder.path().join("moved")).unwrap();
+    std::fs::create_dir(&root).unwrap();
+    assert_eq!(
+        store.fetch("x", 1).await.unwrap_err().class(),
+        ErrorClass::Retry
+    );
+    assert_eq!(
+        store.put_new("y", "2").await.unwrap_err().class(),
+        ErrorClass::Retry
+    );
+    assert_eq!(store.list("").await.unwrap_err().class(), ErrorClass::Retry);
+    std::fs::remove_dir(&root).unwrap();
+    assert_eq!(
+        store.fetch("x", 1).await.unwrap_err().class(),
+        ErrorClass::Config
+    );
+    store.put_new("y", "2").await.unwrap_err();
+    assert!(!root.exists(), "nothing was written beside the repository");
+    std::fs::rename(folder.path().join("moved"), &root).unwrap();
+    assert_eq!(store.fetch("x", 1).await.unwrap(), "1", "mounted again");
+}
+
+#[tokio::test]
+async fn a_folder_removed_meanwhile_is_made_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    assert_eq!(
+        store.put_new("a/b/x", "1").await.unwrap(),
+        PutOutcome::Created
+    );
+    std::fs::remove_dir_all(folder.path().join("a")).unwrap();
+    assert_eq!(
+        store.put_new("a/b/x", "2").await.unwrap(),
+        PutOutcome::Created
+    );
+    assert_eq!(store.fetch("a/b/x", 1).await.unwrap(), "2");
+}
+
+#[tokio::test]
+async fn files_of_dead_writers_and_strangers_are_not_listed() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    assert_eq!(
+        store.put_new("a/x", "1").await.unwrap(),
+        PutOutcome::Created
+    );
+    let stale = folder.path().join("a/.walden-tmp.00000000000000ff");
+    let fresh = folder.path().join("a/.walden-tmp.00000000000000fe");
+    std::fs::write(&fresh, "half").unwrap();
+    let file = std::fs::File::create(&stale).unwrap();
+    file.set_modified(std::time::SystemTime::now() - Duration::from_secs(48 * 3600))
+        .unwrap();
+    std::fs::create_dir(folder.path().join("lost+found")).unwrap();
+    std::os::unix::fs::symlink("/nowhere", folder.path().join("a/dangling")).unwrap();
+    let paths: Vec<_> = store
+        .list("")
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|listed| listed.path)
+        .collect();
+    assert_eq!(paths, ["a/x"]);
+    assert_eq!(store.list_folders("").await.unwrap(), ["a"]);
+    // A new process sweeps what is certainly dead when it first writes there.
+    assert_eq!(
+        open(folder.path()).put_new("a/y", "2").await.unwrap(),
+        PutOutcome::Created
+    );
+    assert!(!stale.exists() && fresh.exists());
+}
+
+#[tokio::test]
+async fn a_file_where_a_folder_should_be_is_a_matter_of_configuration() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("file");
+    std::fs::write(&root, "").unwrap();
+    let error = open(&root).put_new("x", "1").await.unwrap_err();
+    assert_eq!(error.class(), ErrorClass::Config, "{error:?}");
+    assert!(error.to_string().contains("not a folder"), "{error}");
+}
+
+/// The other side of this test runs in a namespace of its own with a tiny file system mounted.
+#[tokio::test]
+async fn a_full_disk_is_said_clearly_and_leaves_no_litter() {
+    const MARK: &str = "WALDEN_TEST_FULL_DISK";
+    if let Some(root) = std::env::var_os(MARK) {
+        return on_a_full_disk(Path::new(&root)).await;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let script = r#"mount -t tmpfs -o size=2m tmpfs "$0" || exit 77; exec "$@""#;
+    let child = tokio::process::Command::new("unshare")
+        .args(["-Urm", "sh", "-c", script])
+        .arg(folder.path())
+        .arg(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "local::a_full_disk_is_said_clearly_and_leaves_no_litter",
+            "--nocapture",
+        ])
+        .env(MARK, folder.path())
+        .kill_on_drop(true)
+        .output();
+    let output = tokio::time::timeout(Duration::from_secs(60), child)
+        .await
+        .unwrap();
+    match output {
+        Ok(output) if output.status.success() => {
+            let said = String::from_utf8_lossy(&output.stdout);
+            assert!(said.contains("1 passed"), "{said}");
+        }
+        Ok(output)
+            if output.status.code() == Some(77)
+                || String::from_utf8_lossy(&output.stderr).contains("unshare") =>
+        {
+            not_run(&format!(
+                "no tmpfs here: {}",
+                String::from_utf8_lossy(&output.stderr)
+            ));
+        }
+        Ok(output) => panic!(
+            "{}\n{}",
+            String::from_utf8_lossy(&output.stdout),
+            String::from_utf8_lossy(&output.stderr)
+        ),
+        Err(error) => not_run(&format!("no unshare here: {error}")),
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "the mark that .ci/run looks for")]
+fn not_run(why: &str) {
+    eprintln!("NOT RUN: a_full_disk_is_said_clearly_and_leaves_no_litter: {why}");
+}
+
+async fn on_a_full_disk(root: &Path) {
+    let store = open(root);
+    assert_eq!(
+        store.put_new("small/1", vec![1; 1 << 20]).await.unwrap(),
+        PutOutcome::Created
+    );
+    let error = store
+        .put_new("small/2", vec![2; 4 << 20])
+        .await
+        .unwrap_err();
+    assert!(matches!(error, Error::StoreFull { .. }), "{error:?}");
+    assert_eq!(error.class(), ErrorClass::Retry);
+    assert!(error.to_string().contains("no space left"), "{error}");
+    assert_eq!(
+        every_file(root),
+        [root.join("small/1").to_str().unwrap()],
+        "no litter, and nothing under the object's name"
+    );
+    assert_eq!(store.head("small/2").await.unwrap(), None);
+    assert_eq!(
+        store.put_new("small/2", "fits").await.unwrap(),
+        PutOutcome::Created,
+        "room again: the litter gave its space back"
+    );
+}

@@ -1,0 +1,272 @@
+//! `walden restore`: what a user says to bring a cluster back to a moment.
+//! What a target text means is decided by the `pitr` crate; here stand only the flags and their shapes.
+
+use std::path::PathBuf;
+
+use clap::{ArgGroup, Args, ValueEnum, ValueHint};
+use repository::identity::SecretReference;
+
+use crate::cli::SourceArgs;
+use crate::config::parse_secret_reference;
+
+/// Bring the cluster back, in a new data directory, at a chosen moment
+///
+/// Makes a plan and proves it first: a target that cannot be reached is refused before anything is written, with the window
+/// that can. Then lays out the newest fitting backup, starts the server, and replays WAL to the target.
+///
+/// Needs only a repository and an identity: no configuration file, no source server.
+#[derive(Debug, Args)]
+#[command(
+    group = ArgGroup::new("target").required(true).multiple(false)
+        .args(["to", "to_time", "to_lsn", "to_xid", "to_name"]),
+    after_help = "\
+Examples:
+  walden restore --to '2026-01-23 14:27' --tz Europe/Paris -D /srv/pg/restored
+  walden restore --to 2026-01-23T14:27:00Z -D /srv/pg/restored --dry-run
+  walden restore s3://acme-pg-eu/prod --identity file:walden.key --to latest -D /srv/pg/restored")]
+pub(crate) struct RestoreArgs {
+    #[command(flatten)]
+    pub(crate) target: TargetArgs,
+
+    /// New data directory: absent, empty, or one whose restore was interrupted
+    #[arg(short = 'D', long = "pgdata", value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) pgdata: PathBuf,
+
+    /// Backup to start from [default: the newest before the target]
+    #[arg(long, value_name = "LABEL")]
+    pub(crate) backup: Option<String>,
+
+    /// Show the plan and its cost, and write nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+
+    /// Lay everything out but leave starting the server to you
+    #[arg(long)]
+    pub(crate) no_start: bool,
+
+    /// Put tablespace OLD at NEW, both absolute; may be repeated (write \= for a = in a path)
+    #[arg(long = "map-tablespace", value_name = "OLD=NEW", value_parser = parse_mapping)]
+    pub(crate) map_tablespaces: Vec<TablespaceMapping>,
+
+    /// User who shall own the files and run the server
+    #[arg(long, value_name = "USER")]
+    pub(crate) owner: Option<String>,
+
+    /// Folder of the server programs [default: found by major version]
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub(crate) bin_dir: Option<PathBuf>,
+
+    /// Port on which the restored server listens
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) port: Option<u16>,
+
+    /// Where the identity is kept: file:PATH, env:NAME or cmd:COMMAND
+    #[arg(
+        long,
+        env = "WALDEN_IDENTITY",
+        value_name = "REF", value_parser = parse_secret_reference,
+        hide_env_values = true
+    )]
+    pub(crate) identity: Option<SecretReference>,
+
+    /// Accept unencrypted objects although an identity is given
+    #[arg(long)]
+    pub(crate) allow_plain: bool,
+
+    #[command(flatten)]
+    pub(crate) source: SourceArgs,
+}
+
+/// Where recovery ends and what the server does there.
+#[derive(Debug, Args)]
+pub(crate) struct TargetArgs {
+    /// latest, immediate (the end of the backup), a time (RFC 3339), or an LSN
+    #[arg(help_heading = "Target options", long, value_name = "TARGET")]
+    pub(crate) to: Option<String>,
+
+    /// Time of the last commit to keep
+    #[arg(help_heading = "Target options", long, value_name = "TIME")]
+    pub(crate) to_time: Option<String>,
+
+    /// LSN, as 16/B374D848
+    #[arg(help_heading = "Target options", long, value_name = "LSN")]
+    pub(crate) to_lsn: Option<String>,
+
+    /// Transaction number
+    #[arg(help_heading = "Target options", long, value_name = "XID")]
+    pub(crate) to_xid: Option<String>,
+
+    /// Restore point made by pg_create_restore_point()
+    #[arg(help_heading = "Target options", long, value_name = "NAME")]
+    pub(crate) to_name: Option<String>,
+
+    /// Stop just before the target instead of just after it
+    #[arg(help_heading = "Target options", long)]
+    pub(crate) exclusive: bool,
+
+    /// Zone of times that name none, such as Europe/Paris
+    #[arg(help_heading = "Target options", long, value_name = "ZONE")]
+    pub(crate) tz: Option<String>,
+
+    /// Timeline to follow [default: the newest that descends from the backup]
+    #[arg(help_heading = "Target options", long, value_name = "NUMBER", value_parser = parse_timeline)]
+    pub(crate) timeline: Option<u32>,
+
+    /// Refuse to end before this time
+    #[arg(help_heading = "Target options", long, value_name = "TIME")]
+    pub(crate) not_before: Option<String>,
+
+    /// What the server does at the target
+    #[arg(
+        help_heading = "Target options",
+        long,
+        value_enum,
+        value_name = "ACTION",
+        default_value_t
+    )]
+    pub(crate) action: Action,
+}
+
+/// What the server does once it reached the target (`recovery_target_action`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Action {
+    /// Wait, open for reading, so that you can look first
+    #[default]
+    Pause,
+    /// Open for writing on a new timeline
+    Promote,
+    /// Stop
+    Shutdown,
+}
+
+/// One `--map-tablespace OLD=NEW`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct TablespaceMapping {
+    /// Where the tablespace was on the source server.
+    pub(crate) old: PathBuf,
+    /// Where it shall be.
+    pub(crate) new: PathBuf,
+}
+
+/// `OLD=NEW` as `pg_basebackup -T` reads it: `\=` is a `=` in a path.
+fn parse_mapping(text: &str) -> Result<TablespaceMapping, String> {
+    let mut sides = vec![String::new()];
+    let mut characters = text.chars().peekable();
+    while let Some(character) = characters.next() {
+        match (character, sides.last_mut()) {
+            ('\\', Some(side)) if characters.peek() == Some(&'=') => {
+                side.push('=');
+                characters.next();
+            }
+            ('=', _) => sides.push(String::new()),
+            (other, Some(side)) => side.push(other),
+            (_, None) => {}
+        }
+    }
+    let [old, new] = sides.as_slice() else {
+        return Err(r"expected OLD=NEW with one `=`; a `=` in a path is written `\=`".to_owned());
+    };
+    for side in [old, new] {
+        if !side.starts_with('/') {
+            return Err(format!("`{side}` is not an absolute path"));
+        }
+    }
+    Ok(TablespaceMapping {
+        old: old.into(),
+        new: new.into(),
+    })
+}
+
+/// A timeline as `recovery_target_timeline` takes it: decimal, or hexadecimal after `0x`.
+fn parse_timeline(text: &str) -> Result<u32, String> {
+    let parsed = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
+        Some(hex) => u32::from_str_radix(hex, 16),
+        None => text.parse(),
+    };
+    match parsed {
+        Ok(timeline) if timeline > 0 && !text.contains('+') => Ok(timeline),
+        _ => Err("a timeline is a number from 1 on, or hexadecimal after 0x".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    fn parse(line: &str) -> Result<Box<RestoreArgs>, clap::Error> {
+        let cli = Cli::try_parse_from(
+            ["walden", "restore"]
+                .into_iter()
+                .chain(line.split_whitespace()),
+        )?;
+        match cli.command {
+            Command::Restore(args) => Ok(args),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn needs_nothing_but_a_repository_and_an_identity() {
+        let args = parse("s3://b/p --identity file:k --to latest -D /tmp/x").unwrap();
+        assert_eq!(args.source.repository().unwrap().url, "s3://b/p");
+        assert_eq!(args.identity.unwrap().to_string(), "file:k");
+        assert_eq!(args.target.to.as_deref(), Some("latest"));
+        assert_eq!(args.target.action, Action::Pause);
+    }
+
+    #[test]
+    fn wants_exactly_one_target() {
+        assert!(parse("-D /tmp/x").is_err());
+        for target in [
+            "--to latest",
+            "--to-time t",
+            "--to-lsn 0/1",
+            "--to-xid 7",
+            "--to-name n",
+        ] {
+            assert!(parse(&format!("-D /x {target}")).is_ok(), "{target}");
+            if target != "--to latest" {
+                assert!(
+                    parse(&format!("-D /x --to latest {target}")).is_err(),
+                    "{target}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn maps_tablespaces_with_escaped_equal_signs() {
+        let check = |text: &str, old: &str, new: &str| {
+            assert_eq!(
+                parse_mapping(text),
+                Ok(TablespaceMapping {
+                    old: old.into(),
+                    new: new.into()
+                })
+            );
+        };
+        check("/a=/b", "/a", "/b");
+        check(r"/a\=1=/b\=2", "/a=1", "/b=2");
+        check(r"/a\b=/ü x", r"/a\b", "/ü x");
+        for bad in ["", "/a", "/a=", "=/b", "a=/b", "/a=b", "/a=/b=/c"] {
+            assert!(parse_mapping(bad).is_err(), "{bad}");
+        }
+        let args =
+            parse("-D /x --to latest --map-tablespace /a=/b --map-tablespace /c=/d").unwrap();
+        assert_eq!(args.map_tablespaces.len(), 2);
+    }
+
+    #[test]
+    fn timeline_is_decimal_or_marked_hexadecimal() {
+        assert_eq!(parse_timeline("10"), Ok(10));
+        assert_eq!(parse_timeline("0x10"), Ok(16));
+        for bad in ["0", "0x0", "+1", "0x+1", "-1", "A", "latest", "4294967296"] {
+            assert!(parse_timeline(bad).is_err(), "{bad}");
+        }
+    }
+}

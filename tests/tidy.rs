@@ -1,0 +1,602 @@
+//! The house rules that a program can check: dependency direction, file length, where files may be changed, and so on.
+//! Each rule is a function over one file's path and text, and each has a test that shows it failing on a bad sample.
+
+use std::path::{Path, PathBuf};
+
+/// A file of the checkout: its path from the root, and its text.
+struct File<'a> {
+    path: &'a str,
+    text: &'a str,
+}
+
+type Rule = fn(&File<'_>) -> Vec<String>;
+
+/// Lines of a file, its tests not counted.
+const MAX_LINES: usize = 700;
+
+/// Crates in the order of their dependencies, with what each may depend on of ours.
+const DIRECTION: [(&str, &[&str]); 5] = [
+    ("wal-format", &[]),
+    ("repository", &["wal-format"]),
+    ("archiver", &["repository", "wal-format"]),
+    ("pitr", &["repository", "wal-format"]),
+    (
+        "walden",
+        &["archiver", "pitr", "repository", "wal-format", "walden"],
+    ),
+];
+
+/// Calls that change files. clippy.toml bans the same by type; this net also catches what a macro or an alias hides.
+const MUTATIONS: [&str; 18] = [
+    "fs::write(",
+    "fs::rename(",
+    "fs::copy(",
+    "fs::remove_",
+    "fs::create_dir",
+    "fs::hard_link(",
+    "fs::set_permissions(",
+    "fs::chown(",
+    "fs::DirBuilder",
+    "File::create",
+    "File::options(",
+    "OpenOptions::new(",
+    ".set_len(",
+    "symlink(",
+    "unlinkat(",
+    "renameat",
+    "mkdirat(",
+    "ftruncate(",
+];
+
+// --- the rules ---------------------------------------------------------------------------------------------------
+
+fn opens_with_its_purpose(file: &File<'_>) -> Vec<String> {
+    let first = file.text.lines().next().unwrap_or_default();
+    let fits = !is_rust(file) || first.starts_with("//!");
+    problems(
+        fits,
+        "does not open with `//!`: what it owns, and what it does not",
+    )
+}
+
+fn is_not_too_long(file: &File<'_>) -> Vec<String> {
+    if !is_rust(file) || is_test_code(file.path) {
+        return Vec::new();
+    }
+    let lines = without_tests(file.text).lines().count();
+    problems(
+        lines <= MAX_LINES,
+        &format!("has {lines} lines without its tests; {MAX_LINES} are the limit"),
+    )
+}
+
+fn wal_format_is_pure(file: &File<'_>) -> Vec<String> {
+    if !is_rust(file) || !file.path.starts_with("wal-format/src/") || is_test_code(file.path) {
+        return Vec::new();
+    }
+    let mut found = problems(
+        !file.path.ends_with("/lib.rs") || file.text.contains("#![no_std]"),
+        "is the root of wal-format and lacks #![no_std]",
+    );
+    found.extend(lines_with(file, |code| {
+        has_word(code, "std") && (code.contains("std::") || code.contains("crate std"))
+    }));
+    found
+}
+
+fn only_the_store_imports_object_store(file: &File<'_>) -> Vec<String> {
+    let exempt = ["repository/src/store.rs", "repository/src/testing.rs"].contains(&file.path)
+        || file.path.starts_with("repository/src/store/")
+        || file.path.starts_with("repository/src/testing/");
+    if !ships(file) || exempt {
+        return Vec::new();
+    }
+    lines_with(file, |code| {
+        has_word(code, "object_store")
+            && (code.contains("object_store::") || code.contains("use object_store"))
+    })
+}
+
+fn only_durable_changes_files(file: &File<'_>) -> Vec<String> {
+    let exempt = file.path == "repository/src/durable.rs"
+        || file.path.starts_with("repository/src/durable/")
+        || file.path.starts_with("repository/src/testing");
+    if !ships(file) || exempt {
+        return Vec::new();
+    }
+    lines_with(file, |code| {
+        MUTATIONS.iter().any(|call| code.contains(call))
+    })
+}
+
+fn leaves_nothing_open(file: &File<'_>) -> Vec<String> {
+    if !is_rust(file) {
+        return Vec::new();
+    }
+    let open = [
+        "todo!(",
+        "unimplemented!(",
+        "#[ignore",
+        "#[should_panic",
+        "#[allow(",
+    ];
+    let lines = file.text.lines().enumerate();
+    let bad = lines.filter(|(_, line)| open.iter().any(|sign| code_of(line).contains(sign)));
+    bad.map(|(number, line)| at(number, line)).collect()
+}
+
+fn names_no_machine(file: &File<'_>) -> Vec<String> {
+    let lines = file.text.lines().enumerate();
+    let bad = lines.filter(|(_, line)| {
+        ["/work/", "/root/", "/home/"].iter().any(|folder| {
+            // A path that begins there, not one that merely has such a folder inside.
+            line.match_indices(folder).any(|(place, _)| {
+                let before = line
+                    .get(..place)
+                    .and_then(|start| start.chars().next_back());
+                let after = line
+                    .get(place + folder.len()..)
+                    .and_then(|end| end.chars().next());
+                before.is_none_or(|sign| {
+                    !sign.is_alphanumeric() && !['.', '_', '-', '}', '>'].contains(&sign)
+                }) && after.is_some_and(char::is_alphanumeric)
+            })
+        })
+    });
+    bad.map(|(number, line)| at(number, line)).collect()
+}
+
+fn gives_each_dependency_a_reason(file: &File<'_>) -> Vec<String> {
+    if file.path != "Cargo.toml" {
+        return Vec::new();
+    }
+    let mut section = "";
+    let mut found = Vec::new();
+    for (number, line) in file.text.lines().enumerate() {
+        if line.starts_with('[') {
+            section = line;
+        }
+        let dependency = section == "[workspace.dependencies]" && line.contains(" = ");
+        if dependency && !line.contains("path = ") && !line.contains(" # ") {
+            found.push(at(number, line));
+        }
+    }
+    found
+}
+
+/// Links of Markdown that point into the checkout, and lead nowhere.
+fn broken_links(file: &File<'_>, exists: impl Fn(&Path) -> bool) -> Vec<String> {
+    if !file.path.ends_with(".md") {
+        return Vec::new();
+    }
+    let folder = Path::new(file.path).parent().unwrap_or(Path::new(""));
+    let mut found = Vec::new();
+    for (number, line) in file.text.lines().enumerate() {
+        for rest in line.split("](").skip(1) {
+            let target = rest.split([')', ' ', '#']).next().unwrap_or_default();
+            let elsewhere =
+                target.is_empty() || target.contains("://") || target.contains("mailto:");
+            if !elsewhere && !exists(&folder.join(target)) {
+                found.push(at(number, line));
+            }
+        }
+    }
+    found
+}
+
+/// Dependencies among our own crates that go the wrong way. Test dependencies count too.
+fn wrong_directions(dependencies: &[(String, String)]) -> Vec<String> {
+    let ours = |name: &str| DIRECTION.iter().any(|(crate_name, _)| *crate_name == name);
+    let allowed = |from: &str, to: &str| {
+        let row = DIRECTION.iter().find(|(crate_name, _)| *crate_name == from);
+        row.is_some_and(|(_, may)| may.contains(&to))
+    };
+    let wrong = dependencies
+        .iter()
+        .filter(|(from, to)| ours(to) && !allowed(from, to));
+    wrong
+        .map(|(from, to)| format!("{from} depends on {to}"))
+        .collect()
+}
+
+// --- what the rules share ----------------------------------------------------------------------------------------
+
+fn problems(fits: bool, otherwise: &str) -> Vec<String> {
+    if fits {
+        Vec::new()
+    } else {
+        vec![otherwise.to_owned()]
+    }
+}
+
+fn at(number: usize, line: &str) -> String {
+    format!("line {}: {}", number + 1, line.trim())
+}
+
+fn is_rust(file: &File<'_>) -> bool {
+    file.path.ends_with(".rs")
+}
+
+/// Integration tests, benches, fuzz targets, and unit tests that have a file of their own.
+fn is_test_code(path: &str) -> bool {
+    let mut folders = path.split('/');
+    folders.any(|part| ["tests", "benches", "fuzz", "tests.rs"].contains(&part))
+}
+
+/// Rust that becomes part of the program.
+fn ships(file: &File<'_>) -> bool {
+    is_rust(file)
+        && !is_test_code(file.path)
+        && (file.path.starts_with("src/") || file.path.contains("/src/"))
+}
+
+/// The text with its test-only items blanked, so that line numbers stay.
+fn without_tests(text: &str) -> String {
+    let mut kept = String::new();
+    let mut lines = text.lines();
+    while let Some(line) = lines.next() {
+        if line.starts_with("#![cfg(") && line.contains("test") {
+            return kept;
+        }
+        if line.trim() != "#[cfg(test)]" {
+            kept.push_str(line);
+            kept.push('\n');
+            continue;
+        }
+        // The item ends at a closing brace as far in as the attribute, or with its only line.
+        let indent = line.split('#').next().unwrap_or_default();
+        let closing = format!("{indent}}}");
+        kept.push('\n');
+        for item in lines.by_ref() {
+            kept.push('\n');
+            let attribute =
+                item.trim_start().starts_with('#') || item.trim_start().starts_with("//");
+            let open = item.trim_end().ends_with(['{', '(', ','])
+                || item.starts_with(&format!("{indent} "));
+            if item.starts_with(&closing) || !(attribute || open) {
+                break;
+            }
+        }
+    }
+    // Trailing blank lines stand for tests at the end of the file.
+    kept.trim_end().to_owned()
+}
+
+/// The line without its comment. A `//` within a string cuts too much, never too little that matters here.
+fn code_of(line: &str) -> &str {
+    line.split("//").next().unwrap_or_default()
+}
+
+fn lines_with(file: &File<'_>, bad: impl Fn(&str) -> bool) -> Vec<String> {
+    let text = without_tests(file.text);
+    let lines = text.lines().enumerate();
+    let found = lines.filter(|(_, line)| bad(code_of(line)));
+    found.map(|(number, line)| at(number, line)).collect()
+}
+
+/// Whether `word` stands in `code` by itself, not as part of a longer name.
+fn has_word(code: &str, word: &str) -> bool {
+    let part = |sign: char| sign.is_alphanumeric() || sign == '_';
+    code.split(|sign: char| !part(sign))
+        .any(|found| found == word)
+}
+
+// --- the checkout ------------------------------------------------------------------------------------------------
+
+const RULES: [(&str, Rule); 8] = [
+    ("every file says what it owns", opens_with_its_purpose),
+    ("files stay short", is_not_too_long),
+    ("wal-format does no I/O", wal_format_is_pure),
+    ("one door to storage", only_the_store_imports_object_store),
+    ("one place changes files", only_durable_changes_files),
+    ("nothing is left open", leaves_nothing_open),
+    ("no machine is named", names_no_machine),
+    (
+        "each dependency has a reason",
+        gives_each_dependency_a_reason,
+    ),
+];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// The text files that are ours, from the root: what tools made, and hidden folders but CI's, are passed over.
+fn our_files() -> Vec<(String, String)> {
+    let mut folders = vec![PathBuf::new()];
+    let mut files = Vec::new();
+    while let Some(folder) = folders.pop() {
+        let entries =
+            std::fs::read_dir(root().join(&folder)).expect("read a folder of the checkout");
+        for entry in entries {
+            let entry = entry.expect("read a folder of the checkout");
+            let name = entry
+                .file_name()
+                .into_string()
+                .expect("our names are UTF-8");
+            let kind = entry.file_type().expect("the kind of an entry");
+            let path = folder.join(&name);
+            let passed = name.starts_with('.') && ![".ci", ".cargo"].contains(&name.as_str())
+                || ["target", "corpus", "artifacts"].contains(&name.as_str());
+            if kind.is_dir() && !passed {
+                folders.push(path);
+            } else if kind.is_file() && !passed {
+                let path = path
+                    .into_os_string()
+                    .into_string()
+                    .expect("our paths are UTF-8");
+                let bytes = std::fs::read(root().join(&path)).expect("read a file of the checkout");
+                // What is not text is a test's sample.
+                if let Ok(text) = String::from_utf8(bytes) {
+                    files.push((path, text));
+                }
+            }
+        }
+    }
+    files.sort();
+    files
+}
+
+#[test]
+fn the_checkout_keeps_the_house_rules() {
+    let files = our_files();
+    let rust = files
+        .iter()
+        .filter(|(path, _)| path.ends_with(".rs"))
+        .count();
+    assert!(rust > 10, "only {rust} Rust files were found");
+    let mut broken = Vec::new();
+    for (path, text) in &files {
+        // This file holds the bad samples.
+        if path == "tests/tidy.rs" {
+            continue;
+        }
+        let file = File { path, text };
+        for (name, rule) in RULES {
+            for problem in rule(&file) {
+                broken.push(format!("{path}: {name}: {problem}"));
+            }
+        }
+        for problem in broken_links(&file, |target| root().join(target).exists()) {
+            broken.push(format!("{path}: a link leads nowhere: {problem}"));
+        }
+    }
+    assert!(broken.is_empty(), "{}", broken.join("\n"));
+}
+
+#[test]
+fn crates_depend_in_one_direction() {
+    let metadata = cargo_metadata::MetadataCommand::new()
+        .manifest_path(root().join("Cargo.toml"))
+        .no_deps()
+        .exec()
+        .expect("cargo tells the workspace's crates");
+    let mut dependencies = Vec::new();
+    for package in &metadata.packages {
+        for dependency in &package.dependencies {
+            dependencies.push((package.name.to_string(), dependency.name.clone()));
+        }
+    }
+    // If names changed, the rule would hold of nothing.
+    for (name, may) in DIRECTION {
+        let known = metadata.packages.iter().any(|package| package.name == name);
+        assert!(known, "there is no crate {name}");
+        assert!(
+            may.iter()
+                .all(|other| DIRECTION.iter().any(|row| row.0 == *other))
+        );
+    }
+    let expected = ("walden".to_owned(), "archiver".to_owned());
+    assert!(dependencies.contains(&expected), "{dependencies:?}");
+    let wrong = wrong_directions(&dependencies);
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+// --- each rule, shown to fail --------------------------------------------------------------------------------------
+
+/// The rule must find something in `bad` and nothing in `good`.
+fn check(rule: Rule, path: &str, bad: &str, good: &str) {
+    let found = rule(&File { path, text: bad });
+    assert!(!found.is_empty(), "nothing found in {path}: {bad}");
+    let found = rule(&File { path, text: good });
+    assert!(found.is_empty(), "{path}: {found:?}");
+}
+
+#[test]
+fn finds_a_file_without_its_purpose() {
+    check(
+        opens_with_its_purpose,
+        "src/a.rs",
+        "use a;\n",
+        "//! A.\nuse a;\n",
+    );
+}
+
+#[test]
+fn finds_a_long_file_and_does_not_count_its_tests() {
+    let code = "fn a() {}\n".repeat(700);
+    let tests = format!("{code}#[cfg(test)]\nmod tests {{\n    fn b() {{}}\n}}\n");
+    check(
+        is_not_too_long,
+        "src/a.rs",
+        &format!("{code}fn a() {{}}\n"),
+        &tests,
+    );
+}
+
+#[test]
+fn finds_std_in_wal_format() {
+    let good =
+        "#![no_std]\nuse core::fmt;\n#[cfg(test)]\nmod tests {\n    use std::io;\n}\n// std::io\n";
+    check(
+        wal_format_is_pure,
+        "wal-format/src/lib.rs",
+        "use core::fmt;\n",
+        good,
+    );
+    check(
+        wal_format_is_pure,
+        "wal-format/src/lib.rs",
+        "#![no_std]\nuse std::fmt;\n",
+        good,
+    );
+    check(
+        wal_format_is_pure,
+        "wal-format/src/a.rs",
+        "extern crate std;\n",
+        "#[cfg(test)]\nextern crate std;\n",
+    );
+    let after = "#[cfg(test)]\nmod tests {\n    use std::io;\n}\nfn a() { std::mem::drop(1) }\n";
+    check(
+        wal_format_is_pure,
+        "wal-format/src/a.rs",
+        after,
+        "use my_std::a;\n",
+    );
+}
+
+#[test]
+fn finds_another_door_to_storage() {
+    let rule = only_the_store_imports_object_store;
+    check(
+        rule,
+        "archiver/src/push.rs",
+        "use object_store::path::Path;\n",
+        "use repository::store;\n",
+    );
+    check(
+        rule,
+        "src/main.rs",
+        "let a = object_store::memory::InMemory::new();\n",
+        "//! Not object_store::this.\n",
+    );
+    let import = "use object_store::ObjectStore;\n";
+    assert!(
+        rule(&File {
+            path: "repository/src/store.rs",
+            text: import
+        })
+        .is_empty()
+    );
+    assert!(
+        rule(&File {
+            path: "repository/src/store/s3.rs",
+            text: import
+        })
+        .is_empty()
+    );
+}
+
+#[test]
+fn finds_files_changed_elsewhere() {
+    let rule = only_durable_changes_files;
+    for call in MUTATIONS {
+        check(
+            rule,
+            "pitr/src/restore.rs",
+            &format!("    std::{call}a)?;\n"),
+            "std::fs::read(path)?;\n",
+        );
+    }
+    let write = "std::fs::write(path, text)?;\n";
+    assert!(
+        rule(&File {
+            path: "repository/src/durable.rs",
+            text: write
+        })
+        .is_empty()
+    );
+    assert!(
+        rule(&File {
+            path: "tests/it/a.rs",
+            text: write
+        })
+        .is_empty()
+    );
+    let test = format!("#[cfg(test)]\nmod tests {{\n    {write}}}\n");
+    assert!(
+        rule(&File {
+            path: "pitr/src/restore.rs",
+            text: &test
+        })
+        .is_empty()
+    );
+}
+
+#[test]
+fn finds_what_was_left_open() {
+    let rule = leaves_nothing_open;
+    for bad in [
+        "todo!()",
+        "    unimplemented!(\"x\")",
+        "#[ignore = \"slow\"]",
+        "#[should_panic]",
+        "#[allow(dead_code)]",
+    ] {
+        check(rule, "src/a.rs", bad, "fn todo() {} // todo!()");
+    }
+}
+
+#[test]
+fn finds_a_named_machine() {
+    let rule = names_no_machine;
+    for bad in ["cp /work/a b", "see (/root/x)", "\"/home/me/y\"", "/work/a"] {
+        check(
+            rule,
+            "README.md",
+            bad,
+            "$PWD/work/a, ./root/b, https://example.org/home/c, a/home/b, /home/<you>",
+        );
+    }
+}
+
+#[test]
+fn finds_a_dependency_without_a_reason() {
+    let rule = gives_each_dependency_a_reason;
+    let good = "[workspace.dependencies]\nours = { path = \"ours\" }\na = \"1\" # why\n[dependencies]\na = \"1\"\n";
+    check(
+        rule,
+        "Cargo.toml",
+        "[workspace.dependencies]\na = \"1\"\n",
+        good,
+    );
+}
+
+#[test]
+fn finds_links_that_lead_nowhere() {
+    let exists = |path: &Path| path == Path::new("docs/there.md") || path == Path::new("docs");
+    let check = |path, text, count: usize| {
+        assert_eq!(
+            broken_links(&File { path, text }, exists).len(),
+            count,
+            "{text}"
+        );
+    };
+    check(
+        "README.md",
+        "[a](docs/there.md) [b](docs/there.md#part) [c](https://a.b/c) [d](#here)",
+        0,
+    );
+    check("docs/other.md", "[a](there.md)", 0);
+    check(
+        "README.md",
+        "[a](there.md) and [b](docs/gone.md \"title\")",
+        2,
+    );
+}
+
+#[test]
+fn finds_dependencies_against_the_direction() {
+    let check = |from: &str, to: &str, wrong| {
+        let found = wrong_directions(&[(from.to_owned(), to.to_owned())]);
+        assert_eq!(!found.is_empty(), wrong, "{from} -> {to}");
+    };
+    check("archiver", "repository", false);
+    check("walden", "pitr", false);
+    check("repository", "bytes", false);
+    check("archiver", "pitr", true);
+    check("pitr", "archiver", true);
+    check("wal-format", "repository", true);
+    check("repository", "walden", true);
+    check("new-crate", "pitr", true);
+}
