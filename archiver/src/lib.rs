@@ -3,6 +3,7 @@
 pub mod assembler;
 pub mod error;
 pub mod progress;
+pub mod push;
 pub mod receive;
 pub mod replication;
 pub mod resume;

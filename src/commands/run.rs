@@ -85,7 +85,9 @@ pub(crate) async fn run(args: RunArgs, globals: &Globals) -> Result<ExitCode> {
             _ = interrupt.recv() => {}
         }
         if asked {
-            tracing::warn!("second signal: leaving at once; the server's slot keeps what is not stored");
+            tracing::warn!(
+                "second signal: leaving at once; the server's slot keeps what is not stored"
+            );
             return Ok(ExitCode::Failed);
         }
         asked = true;
