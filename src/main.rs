@@ -19,6 +19,7 @@ mod open;
 mod progress;
 mod redact;
 mod report;
+mod shutdown;
 mod units;
 mod usage;
 
@@ -69,6 +70,8 @@ fn run(cli: Cli, hook: Option<Hook>) -> ExitCode {
 async fn dispatch(command: Command, globals: &Globals) -> Result<ExitCode> {
     match command {
         Command::Config(args) => commands::config::run(args, globals).await,
+        Command::Run(args) => commands::run::run(args, globals).await,
+        Command::ArchiveGet(args) => commands::archive_get::run(args, globals).await,
         #[cfg(test)]
         Command::Panic(args) => panic!("on purpose, password=hunter2 {args:?}"),
         #[cfg(test)]
@@ -87,7 +90,6 @@ fn runtime_for(hook: Option<Hook>) -> Result<tokio::runtime::Runtime> {
 
 fn talk_of(command: &Command) -> Talk {
     match command {
-        #[cfg(test)]
         Command::Run(_) => Talk::Much,
         _ => Talk::Little,
     }

@@ -1,6 +1,7 @@
 //! Getting data in: replication client, receiver, archive-push, base backup.
 
 pub mod assembler;
+pub mod base_backup;
 pub mod error;
 pub mod progress;
 pub mod push;

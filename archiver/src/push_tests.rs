@@ -1,7 +1,5 @@
 //! What `archive-push` takes and what it refuses, each by name, on WAL that is made here.
 
-#![expect(clippy::unwrap_used, reason = "tests")]
-
 use repository::sealed::Compression;
 use repository::store::Store;
 use wal_format::testing::WalBuilder;
