@@ -70,7 +70,6 @@ pub(crate) enum Command {
     Config(commands::config::ConfigArgs),
     #[cfg(test)]
     ArchivePush(commands::archive_push::ArchivePushArgs),
-    #[cfg(test)]
     ArchiveGet(commands::archive_get::ArchiveGetArgs),
     /// Panic, for the tests of what happens then
     #[cfg(test)]

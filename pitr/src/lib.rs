@@ -1,11 +1,16 @@
 //! Getting data out: recovery plan, restore, archive-get.
 
+pub mod archive_get;
 pub mod assemble;
 pub mod conf_file;
 pub mod data_directory;
 pub mod error;
+pub mod plan;
 pub mod postgres;
 pub mod recovery_conf;
+pub mod scope;
+pub mod search;
+pub mod segment_source;
 pub mod stop;
 pub mod target;
 pub mod time;

@@ -1,7 +1,6 @@
 //! One file a command: its arguments and `run(args, &Globals) -> anyhow::Result<ExitCode>`, at most 250 lines.
 //! A command reads its configuration, calls a library crate and reports; decisions live in the libraries.
 
-#[cfg(test)]
 pub(crate) mod archive_get;
 #[cfg(test)]
 pub(crate) mod archive_push;
@@ -78,33 +77,4 @@ impl Globals {
 pub(crate) struct PanicArgs {
     /// Words that may name a hook
     words: Vec<String>,
-}
-
-#[cfg(test)]
-mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-    use super::*;
-
-    #[test]
-    fn both_callers_read_the_file_that_is_named() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("any name.toml");
-        std::fs::write(
-            &path,
-            "encryption = 'none'\n[[repository]]\nurl = 'file:///x'\n",
-        )
-        .unwrap();
-        let args = GlobalArgs {
-            config: Some(path.clone()),
-            ..GlobalArgs::default()
-        };
-        let globals = Globals::new(&args);
-        for config in [
-            globals.load_config(&Overrides::default()),
-            globals.load_hook_config(&Overrides::default()),
-        ] {
-            assert_eq!(config.unwrap().file.as_deref(), Some(path.as_path()));
-        }
-    }
 }

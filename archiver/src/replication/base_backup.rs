@@ -373,7 +373,6 @@ fn parse_stop(body: &DataRowBody) -> Option<(Lsn, TimelineId)> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
 
     #[test]

@@ -1,15 +1,13 @@
-//! One connection to a server: which address and how much TLS is tried in which order, the receive loop, cancel requests, the end.
-//! Commands on it live in `query`, `commands`, `stream` and `base_backup`.
+//! One connection to a server: its state, the receive loop, errors of the server, the end. How it comes about is in `connect`; commands
+//! on it are in `query`, `commands`, `stream` and `base_backup`.
 
-use super::authentication::{self, BackendKey, Transport};
-use super::conninfo::{ChannelBinding, ConnectionInfo, Host, SslMode, TargetSession};
+use super::cancel::CancelToken;
+use super::conninfo::TargetSession;
 use super::framing::{Framed, Incoming, parse_server_error};
 use super::message::StatusUpdate;
 use super::session::StreamSession;
-use super::tls;
-use super::transport::{self, Address, TlsPlan, TlsUse};
 use super::{Deadlines, MAX_PARAMETERS, Mode};
-use crate::error::{Error, ErrorClass, Result, ServerError, ServerErrorKind};
+use crate::error::{Error, Result, ServerError};
 use bytes::BytesMut;
 use postgres_protocol::message::backend::Message;
 use postgres_protocol::message::frontend;
@@ -17,7 +15,6 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::{Instant, timeout};
 
 /// What a connection is doing. A command that was dropped half-way leaves `Busy` behind, so nothing reads another command's answer.
@@ -60,57 +57,31 @@ pub struct Connection {
     cancel: CancelToken,
 }
 
-impl Connection {
-    /// Connects and logs in, trying the listed servers in order, with the default [`Deadlines`].
-    ///
-    /// # Errors
-    /// Class `Config`: settings, files, certificates, authentication. Class `Retry`: nobody answers. Several servers failing give `NoServer`.
-    pub async fn connect(info: &ConnectionInfo, mode: Mode) -> Result<Connection> {
-        Connection::connect_with(info, mode, Deadlines::default()).await
-    }
+/// What is known once a connection is ready.
+pub(super) struct Established {
+    pub framed: Framed,
+    pub mode: Mode,
+    pub deadlines: Deadlines,
+    pub parameters: BTreeMap<String, String>,
+    pub server_major: u32,
+    pub cancel: CancelToken,
+}
 
-    /// Connects with other deadlines; `connect_timeout` of the settings wins over theirs.
-    ///
-    /// # Errors
-    /// As [`Connection::connect`].
-    pub async fn connect_with(
-        info: &ConnectionInfo,
-        mode: Mode,
-        deadlines: Deadlines,
-    ) -> Result<Connection> {
-        let mut deadlines = deadlines;
-        deadlines.connect = info.connect_timeout.unwrap_or(deadlines.connect);
-        let connector = tls::connector(info)?;
-        let mut failures = Vec::new();
-        let passes: &[TargetSession] = match info.target_session {
-            TargetSession::PreferStandby => &[TargetSession::Standby, TargetSession::Any],
-            ref other => std::slice::from_ref(other),
-        };
-        for target in passes {
-            for host in &info.hosts {
-                let plan = connector.clone().map(|connector| TlsPlan {
-                    connector,
-                    host_name: match host {
-                        Host::Tcp { name, .. } => name.clone(),
-                        Host::Unix { .. } => String::new(),
-                    },
-                    is_direct: tls::needs_alpn(info),
-                });
-                let attempt = Attempt {
-                    info,
-                    mode,
-                    deadlines,
-                    host,
-                    plan,
-                };
-                match attempt.connect(*target).await {
-                    Ok(connection) => return Ok(connection),
-                    Err(error) if decides(&error) => return Err(error),
-                    Err(error) => failures.push(error),
-                }
-            }
+impl Connection {
+    pub(super) fn new(established: Established) -> Connection {
+        Connection {
+            framed: established.framed,
+            state: State::Ready,
+            deadlines: established.deadlines,
+            stream: StreamSession::default(),
+            last_heard: Instant::now(),
+            last_status: None,
+            is_pinged: false,
+            mode: established.mode,
+            parameters: established.parameters,
+            server_major: established.server_major,
+            cancel: established.cancel,
         }
-        Err(no_server(&info.hosts, failures))
     }
 
     /// The server's major version, for example 18.
@@ -130,12 +101,12 @@ impl Connection {
 
     /// The address it is connected to.
     pub fn address(&self) -> String {
-        self.cancel.address.to_string()
+        self.cancel.address()
     }
 
     /// Whether TLS is in use.
     pub fn is_encrypted(&self) -> bool {
-        self.cancel.plan.is_some()
+        self.cancel.is_encrypted()
     }
 
     /// What ends this connection's running command from elsewhere.
@@ -302,7 +273,8 @@ impl Connection {
         protocol(during, "a message that has no place here".to_owned())
     }
 
-    fn check_target(&self, target: TargetSession) -> Result<()> {
+    /// Whether it is the kind of server that is wanted.
+    pub(super) fn check_target(&self, target: TargetSession) -> Result<()> {
         let reported = |name: &str| self.parameter(name) == Some("on");
         let standby = reported("in_hot_standby");
         let read_only = standby || reported("default_transaction_read_only");
@@ -322,205 +294,6 @@ impl Connection {
                 reason: wanted.to_owned(),
             }),
         }
-    }
-}
-
-/// Whether an error ends the search: another server would only hide that the settings are wrong.
-fn decides(error: &Error) -> bool {
-    match error.server_kind() {
-        Some(ServerErrorKind::AuthenticationFailed | ServerErrorKind::Rejected) => true,
-        Some(_) => false,
-        None => !matches!(error, Error::Tls { .. }) && error.class() == ErrorClass::Config,
-    }
-}
-
-fn no_server(hosts: &[Host], mut failures: Vec<Error>) -> Error {
-    let Some(last) = failures.pop() else {
-        return Error::ConnectionSettings {
-            reason: "no host".to_owned(),
-        };
-    };
-    if failures.is_empty() {
-        return last;
-    }
-    let names: Vec<String> = hosts.iter().map(Host::to_string).collect();
-    let others: Vec<String> = failures.iter().map(describe).collect();
-    Error::NoServer {
-        addresses: names.join(", "),
-        others: others.join("; "),
-        source: Box::new(last),
-    }
-}
-
-/// An error and its causes in one line.
-fn describe(error: &Error) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
-}
-
-/// One listed server, with everything needed to try it.
-struct Attempt<'a> {
-    info: &'a ConnectionInfo,
-    mode: Mode,
-    deadlines: Deadlines,
-    host: &'a Host,
-    plan: Option<TlsPlan>,
-}
-
-impl Attempt<'_> {
-    /// Tries every address of the host.
-    async fn connect(&self, target: TargetSession) -> Result<Connection> {
-        let during = format!("connect to {}", self.host);
-        let resolve = async { Ok(transport::resolve(self.host).await) };
-        let addresses = within(&during, self.deadlines.connect, resolve).await??;
-        let mut last = None;
-        for address in addresses {
-            match self.connect_address(&address).await {
-                Ok(connection) => {
-                    connection.check_target(target)?;
-                    return Ok(connection);
-                }
-                Err(error) if decides(&error) => return Err(error),
-                Err(error) => last = Some(error),
-            }
-        }
-        Err(last.unwrap_or_else(|| no_server(&[], Vec::new())))
-    }
-
-    /// `allow` tries again with TLS if the server rejects a clear connection, `prefer` without if TLS fails or is rejected.
-    /// A wrong password is never tried twice.
-    async fn connect_address(&self, address: &Address) -> Result<Connection> {
-        let second = match (self.info.ssl_mode, address) {
-            (_, Address::Unix(_)) | (SslMode::Disable, _) => {
-                return self.log_in(address, TlsUse::Never).await;
-            }
-            (SslMode::Allow, _) => {
-                let first = self.log_in(address, TlsUse::Never).await;
-                match first {
-                    Err(error) if error.server_kind() == Some(ServerErrorKind::Rejected) => {
-                        TlsUse::Required
-                    }
-                    done => return done,
-                }
-            }
-            (SslMode::Prefer, _) => {
-                let first = self.log_in(address, TlsUse::IfOffered).await;
-                match first {
-                    Err(error)
-                        if self.info.channel_binding != ChannelBinding::Require
-                            && (matches!(error, Error::Tls { .. })
-                                || error.server_kind() == Some(ServerErrorKind::Rejected)) =>
-                    {
-                        TlsUse::Never
-                    }
-                    done => return done,
-                }
-            }
-            (SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull, _) => {
-                return self.log_in(address, TlsUse::Required).await;
-            }
-        };
-        self.log_in(address, second).await
-    }
-
-    async fn log_in(&self, address: &Address, tls_use: TlsUse) -> Result<Connection> {
-        let during = format!("connect to {address}");
-        let attempt = async { Ok(self.try_log_in(address, tls_use).await) };
-        within(&during, self.deadlines.connect, attempt).await?
-    }
-
-    async fn try_log_in(&self, address: &Address, tls_use: TlsUse) -> Result<Connection> {
-        let keepalive = &self.info.keepalive;
-        let opened = transport::open(address, keepalive, tls_use, self.plan.as_ref()).await?;
-        let mut framed = Framed::new(opened.stream);
-        let transport = Transport {
-            host: self.host,
-            is_encrypted: opened.is_encrypted,
-            server_end_point: opened.server_end_point,
-        };
-        let welcome = authentication::log_in(&mut framed, self.info, self.mode, transport).await?;
-        let version = welcome.parameters.get("server_version");
-        let server_major = version
-            .and_then(|text| parse_major(text))
-            .ok_or_else(|| protocol("log in", format!("server_version is {version:?}")))?;
-        Ok(Connection {
-            framed,
-            state: State::Ready,
-            deadlines: self.deadlines,
-            stream: StreamSession::default(),
-            last_heard: Instant::now(),
-            last_status: None,
-            is_pinged: false,
-            mode: self.mode,
-            parameters: welcome.parameters,
-            server_major,
-            cancel: CancelToken {
-                address: address.clone(),
-                plan: self.plan.clone().filter(|_| opened.is_encrypted),
-                key: welcome.key,
-                keepalive: *keepalive,
-                deadline: self.deadlines.connect,
-            },
-        })
-    }
-}
-
-/// `18.6`, `18beta1`, `15.14 (Debian …)`.
-fn parse_major(version: &str) -> Option<u32> {
-    let end = version
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(version.len());
-    version.get(..end)?.parse().ok()
-}
-
-/// Ends the running command of one connection, over another one. Harmless if nothing runs.
-#[derive(Clone)]
-pub struct CancelToken {
-    address: Address,
-    plan: Option<TlsPlan>,
-    key: Option<BackendKey>,
-    keepalive: super::conninfo::Keepalive,
-    deadline: Duration,
-}
-
-impl CancelToken {
-    /// Asks the server; the connection itself then receives an error of kind `Cancelled`, unless it was done already.
-    ///
-    /// # Errors
-    /// `Connect`, `Tls`, `Timeout`, `ConnectionLost`.
-    pub async fn cancel(&self) -> Result<()> {
-        const DURING: &str = "cancel request";
-        let Some(key) = self.key else {
-            return Ok(());
-        };
-        let tls_use = match self.plan {
-            Some(_) => TlsUse::Required,
-            None => TlsUse::Never,
-        };
-        let request = async {
-            let opened =
-                transport::open(&self.address, &self.keepalive, tls_use, self.plan.as_ref()).await;
-            let mut stream = match opened {
-                Ok(opened) => opened.stream,
-                Err(error) => return Ok(Err(error)),
-            };
-            let mut message = BytesMut::new();
-            frontend::cancel_request(key.process_id, key.secret, &mut message);
-            stream.write_all(&message).await?;
-            stream.flush().await?;
-            // The server closes the connection when it has passed the request on; how it closes does not matter.
-            let mut byte = [0];
-            match stream.read(&mut byte).await {
-                Ok(_) | Err(_) => Ok(Ok(())),
-            }
-        };
-        within(DURING, self.deadline, request).await?
     }
 }
 
@@ -551,21 +324,5 @@ pub(super) fn protocol(during: &str, reason: String) -> Error {
     Error::Protocol {
         during: during.to_owned(),
         reason,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn majors_are_read_from_every_spelling_of_the_version() {
-        let check = |text: &str, major: Option<u32>| assert_eq!(parse_major(text), major, "{text}");
-        check("18.6", Some(18));
-        check("15.14 (Debian 15.14-0+deb12u1)", Some(15));
-        check("18beta1", Some(18));
-        check("19devel", Some(19));
-        check("x", None);
-        check("", None);
     }
 }

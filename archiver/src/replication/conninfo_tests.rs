@@ -1,5 +1,4 @@
 //! Tests of `conninfo`, kept apart for length.
-#![expect(clippy::unwrap_used, reason = "tests")]
 
 use super::*;
 

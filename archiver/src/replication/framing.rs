@@ -169,7 +169,6 @@ pub(super) fn parse_server_error(mut fields: ErrorFields<'_>) -> ServerError {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, clippy::panic, reason = "tests")]
     use super::*;
     use proptest::prelude::*;
 

@@ -232,7 +232,6 @@ fn take_c_string(body: &mut Bytes, tag: char) -> Result<String, MessageError> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
     use proptest::prelude::*;
 

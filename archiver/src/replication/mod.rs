@@ -11,10 +11,13 @@
 
 mod authentication;
 mod base_backup;
+mod cancel;
 mod commands;
+mod connect;
 mod connection;
 mod conninfo;
 mod conninfo_syntax;
+mod conninfo_values;
 mod framing;
 mod message;
 mod pgpass;
@@ -27,11 +30,12 @@ mod transport;
 pub use base_backup::{
     BaseBackup, BaseBackupEvent, BaseBackupOptions, ManifestChecksums, Tablespace,
 };
+pub use cancel::CancelToken;
 pub use commands::{
     HistoryFile, SUPPORTED_MAJORS, SlotCreation, SlotPosition, SlotStatus, SystemIdentity,
     WalStatus,
 };
-pub use connection::{CancelToken, Connection};
+pub use connection::Connection;
 pub use conninfo::{
     ChannelBinding, ConnectionInfo, CredentialFile, Host, Keepalive as TcpKeepalive, Password,
     RootCertificates, SslMode, SslNegotiation, TargetSession,

@@ -122,7 +122,6 @@ fn unescape(field: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests")]
     use super::*;
     use std::os::unix::fs::OpenOptionsExt;
 

@@ -1,5 +1,4 @@
 //! Tests of `session`: transcripts as measured, and any split of their bytes.
-#![expect(clippy::unwrap_used, reason = "tests")]
 
 use super::super::framing::take_message;
 use super::*;

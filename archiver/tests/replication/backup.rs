@@ -34,7 +34,7 @@ impl Fetched {
         run_plain(mkdir.args(["-m", "700"]).arg(data));
         run_plain(
             Command::new("tar")
-                .arg("-xf")
+                .args(["--no-same-owner", "-xf"])
                 .arg(self.folder.join("base.tar"))
                 .arg("-C")
                 .arg(data),
@@ -211,7 +211,7 @@ async fn base_backup_with_tablespace(major: u32) {
     let archive = server.folder.path().join(&fetched.archives[0].0);
     run_plain(
         Command::new("tar")
-            .arg("-xf")
+            .args(["--no-same-owner", "-xf"])
             .arg(archive)
             .arg("-C")
             .arg(&tablespace),

@@ -335,7 +335,7 @@ async fn follow_a_promotion(major: u32) {
     let start = SegmentSize::MIN.start(SegmentSize::MIN.segment(files.start_lsn));
     // The standby has no WAL from before its backup.
     let removed = match connection
-        .start_replication(None, lsn("0/1000000"), first)
+        .start_replication(None, lsn("0/100000"), first)
         .await
     {
         Ok(_) => connection.next_message().await.unwrap_err(),

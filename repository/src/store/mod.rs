@@ -593,6 +593,9 @@ pub(crate) fn check_path(path: &str) -> Result<(), &'static str> {
     if path.chars().any(char::is_control) {
         return Err("contains a control character");
     }
+    if path.contains('\\') {
+        return Err("contains a backslash, which some stores turn into a slash");
+    }
     for part in path.split('/') {
         match part {
             "" => return Err("empty, or with an empty part between slashes"),

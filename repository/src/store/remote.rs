@@ -315,7 +315,8 @@ impl Backend for S3Backend {
             folder => Some(format!("{folder}/")),
         };
         let options = PaginatedListOptions {
-            offset: request.after.as_deref().map(|after| self.full(after)),
+            offset: start_after(&request.folder, request.after.as_deref())
+                .map(|start| self.full(&start)),
             delimiter: request.delimited.then_some("/".into()),
             max_keys: Some(PAGE_SIZE),
             page_token: request.token.clone(),
@@ -409,6 +410,25 @@ impl S3Backend {
     fn failure_of(&self, error: &object_store::Error) -> Failure {
         let answer = Answer::of(error, &self.redactor);
         Failure::new(answer.kind(), answer.cause)
+    }
+}
+
+/// Where to let the store begin so that it skips nothing greater than `after`; what it sends too much is dropped here.
+///
+/// Not every store lists in byte order: SeaweedFS walks folders, so for it `a/x` comes before `a-b` and beginning after `a-b` would lose it.
+/// The beginning of the first part below `folder`, only of characters beyond `/` and one less, comes before all of `after`'s successors
+/// in both orders: a greater path's part there is never a proper prefix of it, nor equal to it.
+fn start_after(folder: &str, after: Option<&str>) -> Option<String> {
+    let below = match folder {
+        "" => after?,
+        folder => after?.strip_prefix(folder)?.strip_prefix('/')?,
+    };
+    let mut part: String = below.chars().take_while(|c| *c > '/').collect();
+    part.pop();
+    match (part.as_str(), folder) {
+        ("", _) => None,
+        (part, "") => Some(part.to_owned()),
+        (part, folder) => Some(format!("{folder}/{part}")),
     }
 }
 
@@ -658,5 +678,61 @@ impl Redactor {
             })
             .collect();
         words.join(" ").chars().take(MAX_CAUSE_LENGTH).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listing_begins_where_no_order_can_have_skipped_anything() {
+        let check = |folder: &str, after: &str, expected: Option<&str>| {
+            assert_eq!(
+                start_after(folder, Some(after)).as_deref(),
+                expected,
+                "{after} in {folder:?}"
+            );
+        };
+        check("order", "order/a-b", None);
+        check("order", "order/ab-b", Some("order/a"));
+        check("wal/1", "wal/1/0007.wal", Some("wal/1/000"));
+        check("wal", "wal/0001/0007.wal", Some("wal/000"));
+        check("", "wal/0001", Some("wa"));
+        check("", "ü日/x", Some("ü"));
+        check("order", "order", None);
+        check("order", "orderly/x", None);
+        check("order", "zzz", None);
+        assert_eq!(start_after("order", None), None);
+    }
+
+    #[test]
+    fn every_greater_path_is_beyond_the_start_in_byte_order_and_in_folder_order() {
+        let names = ["a", "a-b", "a.b", "a0", "aa", "ab", "b", "ba", "-", "0"];
+        let paths: Vec<String> = names
+            .iter()
+            .flat_map(|one| {
+                names
+                    .iter()
+                    .map(move |two| format!("f/{one}/{two}"))
+                    .chain([format!("f/{one}")])
+            })
+            .collect();
+        let parts = |path: &str| path.split('/').map(str::to_owned).collect::<Vec<_>>();
+        let mut started = 0;
+        for after in &paths {
+            let Some(start) = start_after("f", Some(after)) else {
+                continue;
+            };
+            started += 1;
+            for path in paths.iter().filter(|path| *path > after) {
+                assert!(*path > start, "{path} after {after} from {start}");
+                assert!(
+                    parts(path)[1] > parts(&start)[1],
+                    "{path} after {after} from {start}"
+                );
+            }
+        }
+        assert!(started > 20, "{started}");
     }
 }

@@ -207,23 +207,18 @@ async fn a_full_disk_is_said_clearly_and_leaves_no_litter() {
             if output.status.code() == Some(77)
                 || String::from_utf8_lossy(&output.stderr).contains("unshare") =>
         {
-            not_run(&format!(
-                "no tmpfs here: {}",
-                String::from_utf8_lossy(&output.stderr)
-            ));
+            crate::not_run(
+                MARK,
+                &format!("no tmpfs here: {}", String::from_utf8_lossy(&output.stderr)),
+            );
         }
         Ok(output) => panic!(
             "{}\n{}",
             String::from_utf8_lossy(&output.stdout),
             String::from_utf8_lossy(&output.stderr)
         ),
-        Err(error) => not_run(&format!("no unshare here: {error}")),
+        Err(error) => crate::not_run(MARK, &format!("no unshare here: {error}")),
     }
-}
-
-#[expect(clippy::print_stderr, reason = "the mark that .ci/run looks for")]
-fn not_run(why: &str) {
-    eprintln!("NOT RUN: a_full_disk_is_said_clearly_and_leaves_no_litter: {why}");
 }
 
 async fn on_a_full_disk(root: &Path) {
