@@ -59,7 +59,6 @@ const STYLES: Styles = Styles::styled()
 pub(crate) enum Command {
     #[cfg(test)]
     Init(commands::init::InitArgs),
-    #[cfg(test)]
     Run(commands::run::RunArgs),
     #[cfg(test)]
     Backup(commands::backup::BackupArgs),
@@ -72,8 +71,11 @@ pub(crate) enum Command {
     Config(commands::config::ConfigArgs),
     #[cfg(test)]
     ArchivePush(commands::archive_push::ArchivePushArgs),
-    #[cfg(test)]
     ArchiveGet(commands::archive_get::ArchiveGetArgs),
+    /// Panic, for the tests of what happens then
+    #[cfg(test)]
+    #[command(hide = true)]
+    Panic(commands::PanicArgs),
 }
 
 /// Flags that every command takes, before or after its name.

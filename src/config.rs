@@ -28,6 +28,8 @@ use crate::units::{exact_duration, parse_duration};
 use reader::{At, Complaint, Table};
 
 pub(crate) use locate::Caller;
+#[cfg(test)]
+pub(crate) use repository::Credentials;
 pub(crate) use repository::{Location, Repository, RepositoryOverride};
 pub(crate) use secret_ref::{parse_recipient, parse_secret_reference};
 

@@ -5,6 +5,7 @@ use std::error::Error as StdError;
 use std::fmt;
 
 use anyhow::Error;
+use archiver::error::ServerErrorKind;
 use serde::Serialize;
 
 use crate::exit_code::ExitCode;
@@ -175,10 +176,23 @@ pub(crate) struct ErrorDocument<'a> {
 
 /// The code that an error of a library stands for.
 fn code_of(cause: &(dyn StdError + 'static)) -> Option<ExitCode> {
-    match cause.downcast_ref::<repository::Error>()? {
+    if let Some(error) = cause.downcast_ref::<archiver::Error>() {
+        return Some(match error {
+            archiver::Error::Repository(error) => code_of_repository(error),
+            error if error.server_kind() == Some(ServerErrorKind::SlotInUse) => ExitCode::Locked,
+            error => ExitCode::of_class(error.class()),
+        });
+    }
+    cause
+        .downcast_ref::<repository::Error>()
+        .map(code_of_repository)
+}
+
+fn code_of_repository(error: &repository::Error) -> ExitCode {
+    match error {
         // A file of this host, not an object of the repository.
-        repository::Error::Io { .. } => Some(ExitCode::Failed),
-        error => Some(ExitCode::of_class(error.class())),
+        repository::Error::Io { .. } => ExitCode::Failed,
+        error => ExitCode::of_class(error.class()),
     }
 }
 

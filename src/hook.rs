@@ -140,19 +140,34 @@ mod tests {
         assert_eq!(Hook::status(Some(Hook::ArchivePush), Done), 0);
     }
 
-    /// Names the panicking child its place; this very test binary runs it.
+    /// Tells the child, which is this very test binary, how to panic.
     const CHILD: &str = "WALDEN_TEST_PANIC_AS";
 
     #[test]
     fn panics_end_with_the_hooks_status() {
         if let Ok(role) = std::env::var(CHILD) {
-            exit_on_panic(hook_in(&role));
-            // On another thread: there a panic alone would not end the process.
-            let thread = std::thread::spawn(|| panic!("on purpose, password=hunter2"));
-            drop(thread.join());
+            match role.strip_prefix("thread ") {
+                // Elsewhere than on the main thread a panic alone would not end the process.
+                Some(words) => {
+                    exit_on_panic(hook_in(words));
+                    let thread = std::thread::spawn(|| panic!("on purpose, password=hunter2"));
+                    drop(thread.join());
+                }
+                // The whole program, through to a command that panics.
+                None => drop(crate::walden(
+                    role.split_whitespace().map(OsString::from).collect(),
+                )),
+            }
             return;
         }
-        for (role, expected) in [("archive-get", 126), ("archive-push", 1), ("list", 1)] {
+        for (role, expected) in [
+            ("walden panic archive-get", 126),
+            ("walden panic archive-push", 1),
+            ("walden panic", 1),
+            ("thread archive-get", 126),
+            ("thread archive-push", 1),
+            ("thread list", 1),
+        ] {
             let child = std::process::Command::new(std::env::current_exe().unwrap())
                 .args([
                     "--exact",

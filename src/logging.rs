@@ -103,6 +103,8 @@ impl<'a> MakeWriter<'a> for Stderr {
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
     use super::*;
 
     #[test]
@@ -123,5 +125,53 @@ mod tests {
         check(200, false, Talk::Much, "info,walden=trace");
         check(0, false, Talk::Much, "warn,walden=info");
         check(0, true, Talk::Much, "error");
+    }
+
+    /// Tells the child, which is this very test binary, what to log and how.
+    const CHILD: &str = "WALDEN_TEST_LOG_AS";
+
+    #[test]
+    fn secrets_stay_out_of_the_log() {
+        if let Ok(format) = std::env::var(CHILD) {
+            let log_format = if format == "json" {
+                LogFormat::Json
+            } else {
+                LogFormat::Text
+            };
+            let args = GlobalArgs {
+                log_format: Some(log_format),
+                ..GlobalArgs::default()
+            };
+            start(&args, Talk::Much, &Screen::new(&args), format == "color").unwrap();
+            tracing::info!(
+                conninfo = "host=a password='hunter2 hunter2'",
+                "connecting to postgres://u:hunter2@h/"
+            );
+            tracing::debug!("not asked for");
+            return;
+        }
+        for format in ["text", "color", "json"] {
+            let child = std::process::Command::new(std::env::current_exe().unwrap())
+                .args([
+                    "--exact",
+                    "logging::tests::secrets_stay_out_of_the_log",
+                    "--nocapture",
+                ])
+                .env(CHILD, format)
+                .env_remove("WALDEN_LOG")
+                .output()
+                .unwrap();
+            let printed = String::from_utf8_lossy(&child.stderr);
+            assert_eq!(
+                printed.matches("[redacted]").count(),
+                2,
+                "{format}: {printed}"
+            );
+            assert!(
+                !printed.contains("hunter2") && !printed.contains("not asked for"),
+                "{format}: {printed}"
+            );
+            assert_eq!(printed.contains('\x1b'), format == "color", "{printed:?}");
+        }
     }
 }

@@ -15,6 +15,7 @@ mod exit_code;
 mod failure;
 mod hook;
 mod logging;
+mod open;
 mod progress;
 mod redact;
 mod report;
@@ -34,14 +35,18 @@ use hook::Hook;
 use logging::Talk;
 
 fn main() -> std::process::ExitCode {
-    let arguments: Vec<OsString> = std::env::args_os().collect();
+    std::process::ExitCode::from(walden(std::env::args_os().collect()))
+}
+
+/// The whole program: arguments, the program's name first, to exit status.
+fn walden(arguments: Vec<OsString>) -> u8 {
     let hook = Hook::in_arguments(arguments.get(1..).unwrap_or_default());
     hook::exit_on_panic(hook);
     let code = match Cli::try_parse_from(&arguments).and_then(|cli| refuse_json_for(hook, cli)) {
         Ok(cli) => run(cli, hook),
         Err(error) => usage::answer(&error, &arguments, hook),
     };
-    std::process::ExitCode::from(Hook::status(hook, code))
+    Hook::status(hook, code)
 }
 
 fn run(cli: Cli, hook: Option<Hook>) -> ExitCode {
@@ -64,6 +69,10 @@ fn run(cli: Cli, hook: Option<Hook>) -> ExitCode {
 async fn dispatch(command: Command, globals: &Globals) -> Result<ExitCode> {
     match command {
         Command::Config(args) => commands::config::run(args, globals).await,
+        Command::Run(args) => commands::run::run(args, globals).await,
+        Command::ArchiveGet(args) => commands::archive_get::run(args, globals).await,
+        #[cfg(test)]
+        Command::Panic(args) => panic!("on purpose, password=hunter2 {args:?}"),
         #[cfg(test)]
         other => panic!("{other:?} is not built"),
     }
@@ -80,7 +89,6 @@ fn runtime_for(hook: Option<Hook>) -> Result<tokio::runtime::Runtime> {
 
 fn talk_of(command: &Command) -> Talk {
     match command {
-        #[cfg(test)]
         Command::Run(_) => Talk::Much,
         _ => Talk::Little,
     }

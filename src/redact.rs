@@ -80,7 +80,7 @@ fn identity(rest: &str) -> Option<std::ops::Range<usize>> {
     Some(start..length.map_or(rest.len(), |length| start + length))
 }
 
-/// `key=value`, `key = 'value'`: the value, with its quotes.
+/// `key=value`, `key = 'value'`, `"key": "value"`: the value, with its quotes.
 fn assigned(rest: &str) -> Option<std::ops::Range<usize>> {
     let key = SECRET_KEYS.iter().find(|key| {
         let boundary = |after: &str| {
@@ -91,7 +91,11 @@ fn assigned(rest: &str) -> Option<std::ops::Range<usize>> {
             && boundary(&rest[key.len()..])
     })?;
     let after_key = rest[key.len()..].trim_start();
-    let value = after_key.strip_prefix('=')?.trim_start();
+    let value = match after_key.strip_prefix("\":") {
+        Some(json) => Some(json).filter(|value| value.trim_start().starts_with('"'))?,
+        None => after_key.strip_prefix('=')?,
+    };
+    let value = value.trim_start();
     let start = rest.len() - value.len();
     Some(start..start + value_length(value))
 }
@@ -172,6 +176,10 @@ mod tests {
         check("é password=é é", "é password=[redacted] é");
         check("{\"m\":\"password=x\"}", "{\"m\":\"password=[redacted]\"}");
         check(
+            "{\"password\": \"a\\\"b\", \"x\":1}",
+            "{\"password\": [redacted], \"x\":1}",
+        );
+        check(
             "two password=a password=b",
             "two password=[redacted] password=[redacted]",
         );
@@ -188,6 +196,7 @@ mod tests {
             "https://host:9000/x",
             "no_password=1",
             "password=",
+            "{\"password\":null}",
             "12:30:00 mail@example.org",
             "://",
         ] {

@@ -226,7 +226,8 @@ impl Assembler {
         })
     }
 
-    /// Ends the timeline: the open segment's bytes before `switch_point`, described; `None` if it lies at a segment's start.
+    /// Ends the timeline: the open segment's bytes before `switch_point`, described; `None` if it does not lie within it (the
+    /// server may have sent more than the timeline had).
     ///
     /// # Errors
     /// `Retry`: the switch point is not in the open segment or behind what was received.
@@ -236,6 +237,9 @@ impl Assembler {
         switch_point: Lsn,
     ) -> Result<Option<AssembledSegment>> {
         let start = self.segment_start();
+        if switch_point <= start {
+            return Ok(None);
+        }
         let length = switch_point
             .distance_from(start)
             .and_then(|length| usize::try_from(length).ok());
@@ -248,9 +252,6 @@ impl Assembler {
                 ),
             });
         };
-        if length == 0 {
-            return Ok(None);
-        }
         let (name, number, lineage) = (self.name(), self.number(), self.lineage);
         let mut plain = self.buffer;
         plain.truncate(length);

@@ -171,6 +171,46 @@ pub enum Error {
         /// From the server.
         found: String,
     },
+    /// Asked to stop, from outside.
+    #[error("{during}: interrupted")]
+    Interrupted {
+        /// What was going on.
+        during: &'static str,
+    },
+    /// A base backup was asked for and nothing would store the WAL it needs.
+    #[error("nothing stores this server's WAL: {reason}")]
+    NotArchiving {
+        /// What was looked at and how it was found.
+        reason: String,
+    },
+    /// WAL that a base backup needs did not arrive in the repository.
+    #[error(
+        "the backup needs WAL up to {needed} on timeline {timeline}, and what is stored ends at {stored}: no more came within {after:?}"
+    )]
+    WalNotStored {
+        /// The timeline that lacks WAL.
+        timeline: wal_format::TimelineId,
+        /// First byte that is not stored.
+        stored: wal_format::Lsn,
+        /// First byte behind what is needed.
+        needed: wal_format::Lsn,
+        /// How long nothing was added.
+        after: Duration,
+    },
+    /// What the server sent as a base backup is not one.
+    #[error("base backup: {what}: {reason}")]
+    UnusableBackup {
+        /// Which stream or document.
+        what: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A server that was restored from a repository: it must not take its source's next timeline.
+    #[error("this server was restored from {from}: it must not write into its source's repository")]
+    RestoredClone {
+        /// What it was restored from.
+        from: String,
+    },
     /// The repository could not do what was asked.
     #[error(transparent)]
     Repository(#[from] repository::Error),
@@ -193,10 +233,17 @@ impl Error {
             Error::NoServer { source, .. } => source.class(),
             Error::Server { source, .. } => source.class(),
             Error::Protocol { .. } | Error::WrongState { .. } => ErrorClass::Bug,
-            Error::Diverged { .. } | Error::WrongServer { .. } => ErrorClass::Conflict,
+            Error::Diverged { .. } | Error::WrongServer { .. } | Error::RestoredClone { .. } => {
+                ErrorClass::Conflict
+            }
             Error::Resume(crate::resume::ResumeConflict::StandbyBehind { .. }) => ErrorClass::Retry,
             Error::Resume(_) => ErrorClass::Conflict,
-            Error::InvalidWal { .. } | Error::Format(_) => ErrorClass::Corrupt,
+            Error::InvalidWal { .. } | Error::Format(_) | Error::UnusableBackup { .. } => {
+                ErrorClass::Corrupt
+            }
+            Error::Interrupted { .. } | Error::NotArchiving { .. } | Error::WalNotStored { .. } => {
+                ErrorClass::Retry
+            }
             Error::Repository(error) => error.class(),
         }
     }

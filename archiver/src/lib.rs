@@ -1,8 +1,10 @@
 //! Getting data in: replication client, receiver, archive-push, base backup.
 
 pub mod assembler;
+pub mod base_backup;
 pub mod error;
 pub mod progress;
+pub mod receive;
 pub mod replication;
 pub mod resume;
 pub mod tail;

@@ -65,7 +65,7 @@ impl TailSchedule {
 
     /// The server wants everything flushed: do not wait for the interval.
     pub fn ask(&mut self) {
-        self.asked = true;
+        self.asked = self.asked || self.waiting_since.is_some();
     }
 
     /// The moment from which [`TailSchedule::take`] gives a chunk; `None` while there is nothing to store or one is in flight.

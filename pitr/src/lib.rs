@@ -1,5 +1,6 @@
 //! Getting data out: recovery plan, restore, archive-get.
 
+pub mod archive_get;
 pub mod assemble;
 pub mod conf_file;
 pub mod data_directory;
@@ -8,6 +9,8 @@ pub mod plan;
 pub mod postgres;
 pub mod recovery_conf;
 pub mod search;
+pub mod scope;
+pub mod segment_source;
 pub mod stop;
 pub mod target;
 pub mod time;

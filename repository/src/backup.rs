@@ -12,6 +12,9 @@ use crate::key::Archive;
 /// Largest plain part: the tar stream is cut every 32 MiB, a multiple of tar's 512-byte blocks, so no tar header is ever split.
 pub const PART_BYTES: usize = 32 << 20;
 
+/// Largest manifest of PostgreSQL's that is stored and read back: about 150 bytes a file, so enough for 1.7 million files.
+pub const MAX_MANIFEST_BYTES: usize = 256 << 20;
+
 /// `started.json`: says that a label is taken, by whom and since when.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BackupClaim {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use age::{Identity as _, Recipient as _};
 use age_core::format::{FileKey, Stanza};
-use age_core::secrecy::{ExposeSecret, SecretString};
+pub use age_core::secrecy::{ExposeSecret, SecretString};
 use tokio::io::AsyncReadExt;
 
 use crate::sealed::MAX_RECIPIENTS;

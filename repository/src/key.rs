@@ -298,6 +298,12 @@ pub fn wal_prefix(cluster: ClusterId, timeline: TimelineId) -> String {
     format!("{cluster}/wal/{:08X}/", timeline.get())
 }
 
+/// Prefix of the WAL of a timeline in the log (4 GiB of LSNs) of `segment`.
+#[must_use]
+pub fn log_prefix(cluster: ClusterId, segment: SegmentName) -> String {
+    log_folder(cluster, segment)
+}
+
 /// Prefix of the WAL of all timelines, and of their history files.
 #[must_use]
 pub fn all_wal_prefix(cluster: ClusterId) -> String {
@@ -308,6 +314,12 @@ pub fn all_wal_prefix(cluster: ClusterId) -> String {
 #[must_use]
 pub fn tail_prefix(cluster: ClusterId) -> String {
     format!("{cluster}/tail/")
+}
+
+/// Prefix of the tail chunks of a timeline.
+#[must_use]
+pub fn timeline_tail_prefix(cluster: ClusterId, timeline: TimelineId) -> String {
+    format!("{cluster}/tail/{:08X}/", timeline.get())
 }
 
 /// Prefix of all base backups of a cluster.

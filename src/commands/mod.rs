@@ -1,7 +1,6 @@
 //! One file a command: its arguments and `run(args, &Globals) -> anyhow::Result<ExitCode>`, at most 250 lines.
 //! A command reads its configuration, calls a library crate and reports; decisions live in the libraries.
 
-#[cfg(test)]
 pub(crate) mod archive_get;
 #[cfg(test)]
 pub(crate) mod archive_push;
@@ -14,7 +13,6 @@ pub(crate) mod init;
 pub(crate) mod list;
 #[cfg(test)]
 pub(crate) mod restore;
-#[cfg(test)]
 pub(crate) mod run;
 #[cfg(test)]
 pub(crate) mod status;
@@ -72,6 +70,14 @@ impl Globals {
         }
         Ok(config)
     }
+}
+
+/// Arguments of the test-only command that panics.
+#[cfg(test)]
+#[derive(Debug, clap::Args)]
+pub(crate) struct PanicArgs {
+    /// Words that may name a hook
+    words: Vec<String>,
 }
 
 #[cfg(test)]

@@ -1,9 +1,17 @@
-//! `walden run`: what a user says to receive WAL continuously.
+//! `walden run`: receives WAL continuously. Owns the signals; receiving itself is `archiver::receive`.
 
+use anyhow::{Context, Result};
+use archiver::receive::{self, Receiver, ReceiverConfig, segments_in_flight};
+use archiver::upload::Uploader;
 use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 
+use super::Globals;
 use crate::cli::ServerArgs;
-use crate::config::Rpo;
+use crate::config::{OnInvalid, Overrides, Rpo};
+use crate::exit_code::ExitCode;
+use crate::open;
 
 /// Receive WAL from the server and store it, until stopped
 ///
@@ -22,4 +30,68 @@ pub(crate) struct RunArgs {
 
     #[command(flatten)]
     pub(crate) server: ServerArgs,
+}
+
+/// Runs until a signal; an error is one that only a human can settle.
+pub(crate) async fn run(args: RunArgs, globals: &Globals) -> Result<ExitCode> {
+    let overrides = Overrides {
+        conninfo: args.server.conninfo,
+        slot: args.server.slot,
+        rpo: args.rpo,
+        ..Overrides::default()
+    };
+    let config = globals.load_config(&overrides)?;
+    let connection = open::connection_info(&config)?;
+    let repository = open::open_existing_repository(&config).await?;
+    let cluster = open::find_cluster(&config, &repository, None).await?;
+    let size = cluster.segment_size()?;
+    let in_flight = segments_in_flight(size);
+    tracing::info!(
+        repository = repository.url(),
+        cluster = %cluster.id(),
+        slot = config.postgres.slot,
+        segment_mib = size.bytes() >> 20,
+        segments_in_flight = in_flight,
+        "walden run starts"
+    );
+    let uploader = Uploader::new(repository, open::seal_policy(&config)?, in_flight + 1);
+    let receiver = ReceiverConfig {
+        connection,
+        slot: config.postgres.slot.clone(),
+        cluster,
+        rpo: match config.archive.rpo {
+            Rpo::Sync => receive::Rpo::Sync,
+            Rpo::Interval(interval) => receive::Rpo::Interval(interval),
+        },
+        on_invalid: match config.archive.on_invalid {
+            OnInvalid::StoreAndReport => receive::OnInvalid::StoreAndReport,
+            OnInvalid::Refuse => receive::OnInvalid::Refuse,
+        },
+    };
+    let (stop, stopped) = watch::channel(false);
+    let receiver = Receiver::new(receiver, uploader, stopped)?;
+    let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
+    let work = receiver.run();
+    tokio::pin!(work);
+    let mut asked = false;
+    loop {
+        tokio::select! {
+            result = &mut work => {
+                result.context("receive WAL")?;
+                return Ok(ExitCode::Done);
+            }
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        if asked {
+            tracing::warn!(
+                "second signal: leaving at once; the server's slot keeps what is not stored"
+            );
+            return Ok(ExitCode::Failed);
+        }
+        asked = true;
+        // The receiver listens for as long as it runs.
+        stop.send_replace(true);
+    }
 }

@@ -376,8 +376,19 @@ fn file_that_others_can_change_is_warned_about() {
             .unwrap()
             .warnings
     };
-    assert!(warnings(0o644).is_empty());
-    assert!(warnings(0o666)[0].contains("chmod o-w"));
+    assert!(warnings(0o664).is_empty());
+    assert!(warnings(0o602)[0].contains("chmod o-w"));
+    std::fs::write(&path, EXAMPLE.replace("user=walden", "password=x")).unwrap();
+    assert!(
+        !warnings(0o640)
+            .iter()
+            .any(|warning| warning.contains("chmod"))
+    );
+    assert!(
+        warnings(0o644)
+            .iter()
+            .any(|warning| warning.contains("chmod o-r"))
+    );
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@ use crate::support::oracle::{Oracle, assert_same_rows, rows};
 use crate::support::ports::Port;
 use crate::support::postgres::{MAJORS, Server, Stop};
 use crate::support::process::{COMMAND_DEADLINE, Running, command};
+use crate::support::tls::Authority;
 use crate::support::wal_dump::{Lsn, Target, WalDump};
 use crate::support::walden::Walden;
 use crate::support::workload::{Outcome, Random};
@@ -54,13 +55,14 @@ fn options_of_a_server_are_what_was_asked_for() {
     assert_eq!((refused.code(), refused.stdout.as_str()), (3, "1\n"));
 }
 
-/// The oracle against PostgreSQL itself: its own recovery, to targets of every kind.
-fn oracle_agrees_with_recovery(major: u32) {
+/// The oracle against PostgreSQL itself: its own recovery, to targets of every kind, or to a part of them.
+fn oracle_agrees_with_recovery(major: u32, every: usize) {
     let server = Server::builder(major).wal_segment_mib(1).start();
     let mut oracle = Oracle::prepare(&server, 7);
     let backup = server.scratch().join("backup");
     oracle.run(&server, 2, Duration::from_millis(500));
     server.base_backup(&backup, &["-X", "none"]);
+    let backed_up = server.psql("select pg_current_wal_flush_lsn()");
     oracle.run(&server, 3, Duration::from_secs(2));
     server.psql("select pg_create_restore_point('a point')");
     oracle.run(&server, 2, Duration::from_millis(500));
@@ -78,71 +80,14 @@ fn oracle_agrees_with_recovery(major: u32) {
     let latest = oracle.rows_at(&dump, &Target::Latest);
     assert_same_rows("latest", &latest, &rows(&server));
 
-    // Targets after the backup: a commit, an abort, a record that is neither, and the restore point.
-    let point = dump
-        .restore_points
-        .first()
-        .expect("the restore point is there")
-        .1;
-    let late: Vec<_> = dump
-        .ends
-        .iter()
-        .filter(|end| end.start < point)
-        .rev()
-        .take(40)
-        .collect();
-    let commit = late
-        .iter()
-        .find(|end| end.committed)
-        .expect("a late commit");
-    let abort = late
-        .iter()
-        .find(|end| !end.committed)
-        .expect("a late abort");
     let mut different = std::collections::BTreeSet::new();
-    for target in [
-        Target::Time {
-            time: commit.time,
-            inclusive: true,
-        },
-        Target::Time {
-            time: commit.time,
-            inclusive: false,
-        },
-        Target::Time {
-            time: abort.time,
-            inclusive: true,
-        },
-        Target::Lsn {
-            lsn: commit.start,
-            inclusive: true,
-        },
-        Target::Lsn {
-            lsn: commit.start,
-            inclusive: false,
-        },
-        Target::Lsn {
-            lsn: commit.end,
-            inclusive: true,
-        },
-        Target::Lsn {
-            lsn: Lsn(commit.start.0 - 1),
-            inclusive: true,
-        },
-        Target::Xid {
-            xid: commit.xid,
-            inclusive: true,
-        },
-        Target::Xid {
-            xid: commit.xid,
-            inclusive: false,
-        },
-        Target::Xid {
-            xid: abort.xid,
-            inclusive: true,
-        },
-        Target::Name("a point".to_owned()),
-    ] {
+    let targets = oracle.targets(&dump, Lsn::parse(&backed_up), &mut Random::new(3));
+    assert!(targets.len() > 20, "{targets:?}");
+    assert!(
+        targets.contains(&Target::Name("a point".to_owned())),
+        "{targets:?}"
+    );
+    for target in targets.into_iter().step_by(every) {
         let expected = oracle.rows_at(&dump, &target);
         let recovered = recover(&server, &backup, &target);
         assert_same_rows(&format!("{target:?}"), &expected, &rows(&recovered));
@@ -192,12 +137,12 @@ fn recover(server: &Server, backup: &std::path::Path, target: &Target) -> Server
 
 #[test]
 fn oracle_agrees_with_recovery_of_18() {
-    oracle_agrees_with_recovery(18);
+    oracle_agrees_with_recovery(18, 1);
 }
 
 #[test]
 fn oracle_agrees_with_recovery_of_15() {
-    oracle_agrees_with_recovery(15);
+    oracle_agrees_with_recovery(15, 3);
 }
 
 #[test]
@@ -237,6 +182,58 @@ fn crash_keeps_what_was_committed_and_promotion_starts_a_timeline() {
         "after promotion",
         &oracle.rows_at(&whole, &Target::Latest),
         &rows(&standby),
+    );
+}
+
+#[test]
+fn a_server_speaks_tls_with_its_authority_only() {
+    let authority = Authority::new();
+    let server = Server::builder(18).tls(&authority, &["localhost"]).start();
+    let ca = server.scratch().join("ca.crt");
+    std::fs::write(&ca, authority.certificate()).expect("write the authority");
+    let ask = |host: &str, ca: &std::path::Path| {
+        let mut psql = server.psql_command();
+        let conninfo = format!(
+            "host={host} sslmode=verify-full sslrootcert={}",
+            ca.display()
+        );
+        psql.arg("-d").arg(conninfo);
+        psql.args([
+            "-c",
+            "select ssl from pg_stat_ssl where pid = pg_backend_pid()",
+        ]);
+        Running::start(psql).wait(COMMAND_DEADLINE)
+    };
+    assert_eq!(ask("localhost", &ca).expect_success().stdout, "t\n");
+    assert!(
+        ask("127.0.0.1", &ca)
+            .expect_code(2)
+            .stderr
+            .contains("does not match host name")
+    );
+    let other = server.scratch().join("other.crt");
+    std::fs::write(&other, Authority::new().certificate()).expect("write another authority");
+    ask("localhost", &other).expect_code(2);
+}
+
+#[test]
+fn the_store_speaks_tls_too() {
+    let bucket = Bucket::new();
+    let ask = |arguments: &[&str]| {
+        let mut python = command("python3");
+        python.args(["-c", "import ssl, sys, urllib.request as r\n\
+            context = ssl.create_default_context(cafile=sys.argv[2] if len(sys.argv) > 2 else None)\n\
+            print(r.urlopen(sys.argv[1] + '/healthz', context=context).status)"]);
+        python.arg(bucket.https_endpoint()).args(arguments);
+        Running::start(python).wait(COMMAND_DEADLINE)
+    };
+    let ca = bucket.ca_file().to_str().expect("a plain path");
+    assert_eq!(ask(&[ca]).expect_success().stdout, "200\n");
+    assert!(
+        ask(&[])
+            .expect_code(1)
+            .stderr
+            .contains("CERTIFICATE_VERIFY_FAILED")
     );
 }
 

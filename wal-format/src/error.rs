@@ -48,7 +48,12 @@ pub enum Error {
         problem: &'static str,
     },
     /// A `pg_control` of a version of PostgreSQL that is not known here.
-    ControlFileVersion(u32),
+    ControlFileVersion {
+        /// The version of the file's layout.
+        control: u32,
+        /// The version of the system catalogs.
+        catalog: u32,
+    },
     /// A `pg_control` whose CRC-32C does not fit its bytes.
     ControlFileCrc {
         /// The CRC that is stored in the file.
@@ -88,8 +93,11 @@ impl fmt::Display for Error {
                 write!(f, "backup label, line {line}: {problem}")
             }
             Self::ControlFile { problem } => write!(f, "pg_control: {problem}"),
-            Self::ControlFileVersion(version) => {
-                write!(f, "pg_control: version {version} is not supported")
+            Self::ControlFileVersion { control, catalog } => {
+                write!(
+                    f,
+                    "pg_control: version {control} with catalogs {catalog} is not supported"
+                )
             }
             Self::ControlFileCrc { stored, computed } => {
                 write!(

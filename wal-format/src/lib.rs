@@ -18,6 +18,8 @@ extern crate alloc;
 #[cfg(test)]
 extern crate std;
 
+mod backup_label;
+mod control_file;
 mod crc;
 mod cursor;
 mod error;
@@ -33,6 +35,8 @@ mod timeline;
 mod timestamp;
 mod version;
 
+pub use backup_label::{BackupHistory, BackupLabel, IncrementalFrom};
+pub use control_file::{ClusterState, ControlFile};
 pub use error::Error;
 pub use file_name::{SegmentName, WalFileName};
 pub use lsn::{Lsn, SegmentNumber, SegmentSize};

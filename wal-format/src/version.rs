@@ -165,11 +165,11 @@ impl Major {
         }
     }
 
-    /// Whether `pg_control` says the default signedness of `char` (one byte before the nonce).
-    pub(crate) const fn control_has_char_signedness(self) -> bool {
+    /// Where the CRC of `pg_control` stands, in bytes: 18 has the default signedness of `char` before the nonce.
+    pub(crate) const fn control_crc_offset(self) -> usize {
         match self {
-            Self::V14 | Self::V15 | Self::V16 | Self::V17 => false,
-            Self::V18 => true,
+            Self::V14 | Self::V15 | Self::V16 | Self::V17 => 288,
+            Self::V18 => 292,
         }
     }
 }

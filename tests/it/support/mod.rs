@@ -8,6 +8,7 @@ pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod s3;
 pub(crate) mod scratch;
+pub(crate) mod tls;
 pub(crate) mod wal_dump;
 pub(crate) mod walden;
 pub(crate) mod workload;

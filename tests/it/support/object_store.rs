@@ -3,9 +3,11 @@
 use super::ports::Port;
 use super::s3::{Answer, Client};
 use super::scratch::Scratch;
+use super::tls::Authority;
 use super::{cache, process, wait_until};
 use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -30,6 +32,9 @@ for port in $ports; do rm -f /tmp/seaweedfs-*-$port.sock; done
 
 struct Server {
     client: Client,
+    https: u16,
+    /// Certificate of the authority behind the HTTPS port.
+    ca: PathBuf,
     _ports: Vec<Port>,
     _directory_lock: File,
     /// Holds the pipe that keeps the server alive.
@@ -52,7 +57,7 @@ fn start() -> Server {
         "actions":["Admin","Read","Write","List","Tagging"]}}]}}"#
     );
     std::fs::write(directory.join("s3.json"), identities).expect("write the identities");
-    let ports: Vec<Port> = (0..9).map(|_| Port::lease()).collect();
+    let ports: Vec<Port> = (0..10).map(|_| Port::lease()).collect();
     let [
         master,
         master_grpc,
@@ -63,7 +68,8 @@ fn start() -> Server {
         s3,
         s3_grpc,
         admin_grpc,
-    ] = std::array::from_fn(|index| ports.get(index).expect("nine ports").number());
+    ] = std::array::from_fn(|index| ports.get(index).expect("ten ports").number());
+    let https = ports.last().expect("ten ports").number();
     let listed: Vec<String> = ports.iter().map(|port| port.number().to_string()).collect();
 
     // Not through `process::command`: the leash must outlive this program by a moment.
@@ -102,9 +108,17 @@ fn start() -> Server {
         ("s3.port", s3),
         ("s3.port.grpc", s3_grpc),
         ("admin.port.grpc", admin_grpc),
+        ("s3.port.https", https),
     ] {
         leash.arg(format!("-{name}={port}"));
     }
+    let authority = Authority::new();
+    let (certificate, key) = (directory.join("s3.crt"), directory.join("s3.key"));
+    authority.issue(&["localhost", "127.0.0.1"], &certificate, &key);
+    let ca = directory.join("ca.crt");
+    std::fs::write(&ca, authority.certificate()).expect("write the authority's certificate");
+    leash.arg(format!("-s3.cert.file={}", certificate.display()));
+    leash.arg(format!("-s3.key.file={}", key.display()));
     leash
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
@@ -127,6 +141,8 @@ fn start() -> Server {
     );
     Server {
         client,
+        https,
+        ca,
         _ports: ports,
         _directory_lock: lock,
         _leash: leash,
@@ -186,6 +202,16 @@ impl Bucket {
         ]
         .map(|(name, value)| (name.to_owned(), value))
         .to_vec()
+    }
+
+    /// The same store over TLS. Its certificate is for `localhost` and 127.0.0.1.
+    pub(crate) fn https_endpoint(&self) -> String {
+        format!("https://localhost:{}", SERVER.https)
+    }
+
+    /// PEM file of the only authority that vouches for [`Self::https_endpoint`].
+    pub(crate) fn ca_file(&self) -> &'static Path {
+        &SERVER.ca
     }
 
     /// One raw request for `key`; anything but an answer fails the test.

@@ -3,8 +3,8 @@
 
 use super::postgres::Server;
 use super::process::COMMAND_DEADLINE;
-use super::wal_dump::{Lsn, Target, WalDump};
-use super::workload::{Journal, Outcome, Running};
+use super::wal_dump::{Lsn, Target, TransactionEnd, WalDump};
+use super::workload::{Journal, Outcome, Random, Running};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Row id and a digest of its payload.
@@ -113,6 +113,58 @@ impl Oracle {
             }
         }
         assert!(compared > 0, "no commit time was compared");
+    }
+
+    /// Targets of every kind between `from` and the last transactions of the dump: exactly on, just before and just
+    /// after commits and aborts that the random numbers choose, and each restore point there.
+    #[track_caller]
+    pub(crate) fn targets(&self, dump: &WalDump, from: Lsn, random: &mut Random) -> Vec<Target> {
+        let ends = dump.ends.iter().filter(|end| end.start >= from);
+        let ends: Vec<&TransactionEnd> = ends.collect();
+        // Recovery needs a later commit or abort to stop at a time, and times are not quite in WAL order.
+        let ends = ends
+            .get(5..ends.len().saturating_sub(10))
+            .unwrap_or_default();
+        let mut choose = |committed: bool| {
+            let fitting: Vec<_> = ends
+                .iter()
+                .filter(|end| end.committed == committed)
+                .collect();
+            assert!(
+                !fitting.is_empty(),
+                "the workload is too short to choose targets from"
+            );
+            let count = u64::try_from(fitting.len()).expect("a count");
+            let index = usize::try_from(random.below(count)).expect("within the list");
+            (**fitting.get(index).expect("within the list")).clone()
+        };
+        let mut targets = Vec::new();
+        for inclusive in [true, false] {
+            let (commit, abort) = (choose(true), choose(false));
+            let step = jiff::Span::new().microseconds(1);
+            let times = [
+                commit.time - step,
+                commit.time,
+                commit.time + step,
+                abort.time,
+            ];
+            targets.extend(times.map(|time| Target::Time { time, inclusive }));
+            let (commit, abort) = (choose(true), choose(false));
+            let next = Lsn(commit.start.0 + 1);
+            let lsns = [
+                Lsn(commit.start.0 - 1),
+                commit.start,
+                next,
+                commit.end,
+                abort.start,
+            ];
+            targets.extend(lsns.map(|lsn| Target::Lsn { lsn, inclusive }));
+            let xids = [choose(true).xid, choose(false).xid];
+            targets.extend(xids.map(|xid| Target::Xid { xid, inclusive }));
+        }
+        let points = dump.restore_points.iter().filter(|(_, lsn)| *lsn >= from);
+        targets.extend(points.map(|(name, _)| Target::Name(name.clone())));
+        targets
     }
 
     /// The rows that must be there after a recovery to `target`.

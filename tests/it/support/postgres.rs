@@ -4,12 +4,14 @@
 use super::ports::Port;
 use super::process::{self, COMMAND_DEADLINE, Output, command, command_as_server_user};
 use super::scratch::Scratch;
+use super::tls::Authority;
 use super::{cache, wait_until};
 use rustix::process::Signal;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// The supported majors, and 14, which is decoded only.
@@ -66,6 +68,8 @@ pub(crate) struct Builder {
     folder: String,
     settings: Vec<String>,
     hba: Vec<String>,
+    /// Certificate and key, to be copied into the data directory.
+    identity: Option<Arc<Scratch>>,
 }
 
 impl Builder {
@@ -91,6 +95,18 @@ impl Builder {
     pub(crate) fn tcp(mut self) -> Self {
         self.tcp = true;
         self
+    }
+
+    /// Speaks TLS on TCP, with a certificate for these names (`localhost` and addresses too, if they are to verify).
+    pub(crate) fn tls(mut self, authority: &Authority, names: &[&str]) -> Self {
+        let identity = Scratch::new();
+        authority.issue(
+            names,
+            &identity.join("server.crt"),
+            &identity.join("server.key"),
+        );
+        self.identity = Some(Arc::new(identity));
+        self.tcp().setting("ssl = on")
     }
 
     /// Name of the data directory within its temporary folder.
@@ -140,6 +156,11 @@ impl Builder {
             let rest = std::fs::read_to_string(&path).expect("read pg_hba.conf");
             let text = self.hba.join("\n") + "\n" + &rest;
             std::fs::write(&path, text).expect("write pg_hba.conf");
+        }
+        if let Some(identity) = &self.identity {
+            for name in ["server.crt", "server.key"] {
+                std::fs::copy(identity.join(name), data.join(name)).expect("copy a certificate");
+            }
         }
         Server::over(self.major, data, scratch, self.tcp)
     }
@@ -244,6 +265,7 @@ impl Server {
             folder: "data".to_owned(),
             settings: Vec::new(),
             hba: Vec::new(),
+            identity: None,
         }
     }
 

@@ -235,6 +235,8 @@ impl fmt::Display for WalLevel {
     }
 }
 
+pub(crate) use xlog::parse_checkpoint;
+
 /// Reads the kind of one record from its body, which may arrive in any pieces.
 #[derive(Debug, Clone)]
 pub(crate) struct KindReader {

@@ -1,0 +1,359 @@
+//! A full base backup: BASE_BACKUP over the replication connection, cut into parts that are sealed and stored while it arrives.
+//!
+//! Owns the order of things: nothing begins unless somebody archives; the label is claimed before anything else of the backup; the
+//! descriptor is written last, when every part, the manifest and the WAL up to the stop LSN are durable. Whatever ends it earlier
+//! leaves objects that no listing shows as a backup. Does not own the protocol (`replication`), sealing and storing (`upload`), or
+//! receiving WAL (`receive`).
+
+mod archiving;
+mod manifest;
+mod members;
+mod parts;
+mod receive;
+mod wal;
+
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+use repository::ErrorClass;
+use repository::backup::{BackupClaim, BackupDescriptor, PartDescriptor};
+use repository::cluster::ClusterDocument;
+use repository::descriptor::FORMAT;
+use repository::key::{BackupLabel, BackupObject, ObjectKey};
+use repository::wal::lineage;
+use serde::Serialize;
+use wal_format::{Lsn, SegmentSize, TimelineId};
+
+use self::manifest::Manifest;
+use self::parts::Place;
+use self::receive::Received;
+use self::wal::StoredWal;
+use crate::replication::{CancelToken, Connection, ConnectionInfo, Mode, SystemIdentity};
+use crate::upload::{Uploader, error_text};
+use crate::{Error, Result};
+
+/// Sealed buffers an [`Uploader`] for a backup should keep.
+pub const UPLOAD_BUFFERS: usize = parts::SEALED_PARTS;
+/// How long telling the server to stop may take.
+const CANCEL_DEADLINE: Duration = Duration::from_secs(5);
+/// Pause between two attempts to store a document.
+const DOCUMENT_PAUSE: Duration = Duration::from_secs(2);
+
+/// What to back up, to where, and how.
+#[derive(Clone, Debug)]
+pub struct BackupOptions {
+    /// Checkpoint at once instead of spread over time.
+    pub fast_checkpoint: bool,
+    /// Most KiB a second that the server sends, 32 to 1048576.
+    pub max_rate_kib: Option<u32>,
+    /// How long to look for somebody who archives before refusing to start.
+    pub archiving_grace: Duration,
+    /// How long to wait for the WAL the backup needs, each time since some of it arrived.
+    pub wal_patience: Duration,
+    /// How long storing one object may take, outages of the store included.
+    pub store_patience: Duration,
+}
+
+impl Default for BackupOptions {
+    fn default() -> Self {
+        Self {
+            fast_checkpoint: false,
+            max_rate_kib: None,
+            archiving_grace: Duration::from_secs(5),
+            wal_patience: Duration::from_secs(10 * 60),
+            store_patience: Duration::from_secs(30 * 60),
+        }
+    }
+}
+
+/// One base backup to take.
+pub struct BackupRequest<'a> {
+    /// The server: a primary or a standby.
+    pub server: &'a ConnectionInfo,
+    /// Where it goes; keeps [`UPLOAD_BUFFERS`] buffers at best.
+    pub uploader: &'a Uploader,
+    /// The cluster as the repository knows it: another server is refused.
+    pub cluster: &'a ClusterDocument,
+    /// The slot that `walden run` uses.
+    pub slot: &'a str,
+    /// How.
+    pub options: BackupOptions,
+    /// The clock.
+    pub now: fn() -> jiff::Timestamp,
+    /// Tells labels of one second apart.
+    pub random: u16,
+}
+
+/// What happens, for whoever shows progress.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BackupEvent {
+    /// The label is taken and the server was asked for a checkpoint, which may take long if it is spread.
+    CheckpointRequested {
+        /// The backup's label.
+        label: BackupLabel,
+    },
+    /// The server begins to send.
+    Started {
+        /// Where WAL replay of the backup will start.
+        start_lsn: Lsn,
+        /// On which timeline.
+        timeline: TimelineId,
+        /// The server's estimate of all bytes.
+        total_bytes: Option<u64>,
+    },
+    /// So many bytes more have arrived.
+    Received(u64),
+    /// Everything has arrived; what is not stored yet is being stored.
+    Stopped {
+        /// WAL is needed up to here.
+        stop_lsn: Lsn,
+    },
+    /// All parts are stored, but not yet the WAL they need. Said again at every look.
+    WaitingForWal {
+        /// The timeline looked at.
+        timeline: TimelineId,
+        /// First byte that is not stored.
+        stored: Lsn,
+        /// First byte behind what is needed.
+        needed: Lsn,
+    },
+}
+
+type Observe<'a> = &'a (dyn Fn(BackupEvent) + Send + Sync);
+
+/// Takes a full base backup. It exists when this returns `Ok`, and only then.
+///
+/// When `stop` resolves first, the server is told to cancel and the result is `Interrupted`.
+///
+/// # Errors
+/// `Config`: major 14, or a server, role or right that is not fit for it. `Conflict`: another server than the repository's
+/// (`WrongServer`), or the label is taken. `Retry`: nothing archives (`NotArchiving`), the WAL did not arrive (`WalNotStored`), the server or the
+/// store failed, interrupted. `Corrupt`: bad page checksums on the server, or a stream that could not be restored.
+pub async fn take(
+    request: &BackupRequest<'_>,
+    observe: Observe<'_>,
+    stop: impl Future<Output = ()>,
+) -> Result<BackupDescriptor> {
+    let mut running = None;
+    let outcome = tokio::select! {
+        outcome = Box::pin(run(request, observe, &mut running)) => outcome,
+        () = stop => Err(Error::Interrupted { during: "base backup" }),
+    };
+    // The connection is closed by now. The server notices that when it next sends; while it waits for a checkpoint, only this ends it.
+    if let (Err(_), Some(token)) = (&outcome, running) {
+        match tokio::time::timeout(CANCEL_DEADLINE, token.cancel()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(
+                error = error_text(&error),
+                "cannot cancel the base backup on the server"
+            ),
+            Err(_) => {
+                tracing::warn!("the server does not answer the request to cancel the base backup")
+            }
+        }
+    }
+    outcome
+}
+
+async fn run(
+    request: &BackupRequest<'_>,
+    observe: Observe<'_>,
+    running: &mut Option<CancelToken>,
+) -> Result<BackupDescriptor> {
+    let mut connection = Connection::connect(request.server, Mode::PhysicalReplication).await?;
+    connection.require_supported()?;
+    let identity = connection.identify_system().await?;
+    let size = check_server(&mut connection, &identity, request.cluster).await?;
+    let stored = StoredWal {
+        repository: request.uploader.repository(),
+        cluster: request.cluster.id(),
+        size,
+    };
+    let grace = request.options.archiving_grace;
+    archiving::require(
+        &mut connection,
+        request.server,
+        &identity,
+        request.slot,
+        stored,
+        grace,
+    )
+    .await?;
+
+    let started = (request.now)();
+    let place = Place {
+        cluster: request.cluster.id(),
+        label: BackupLabel::full(started, request.random),
+        // A supported major is a small number.
+        pg_version: u16::try_from(connection.server_major()).unwrap_or(u16::MAX),
+        patience: request.options.store_patience,
+    };
+    claim(request, &place, started).await?;
+    observe(BackupEvent::CheckpointRequested {
+        label: place.label.clone(),
+    });
+    *running = Some(connection.cancel_token());
+    let received = receive::receive(&mut connection, request, &place, observe).await?;
+    *running = None;
+    let stopped = (request.now)();
+    observe(BackupEvent::Stopped {
+        stop_lsn: received.stop.0,
+    });
+
+    let manifest = check_manifest(&received, &identity)?;
+    let from_standby = connection.parameter("in_hot_standby") == Some("on");
+    let server_version = connection.parameter("server_version").unwrap_or_default();
+    let server_version = server_version
+        .split(' ')
+        .next()
+        .unwrap_or_default()
+        .to_owned();
+    let lineage = lineage_of(&mut connection, received.start.1).await?;
+    if let Err(error) = connection.close().await {
+        tracing::debug!(error = error_text(&error), "the connection ended badly");
+    }
+
+    let parts = received.uploads.finish().await?;
+    let manifest_size = received.manifest.len() as u64;
+    let (sealed, _) = parts::seal(
+        request.uploader,
+        &place,
+        BackupObject::Manifest,
+        received.manifest,
+    )
+    .await?;
+    parts::put(request.uploader, &place, &sealed).await?;
+    let patience = request.options.wal_patience;
+    stored
+        .wait_for(&manifest.wal_ranges, patience, observe)
+        .await?;
+
+    let sum = |bytes: fn(&PartDescriptor) -> u32| {
+        parts.iter().map(|part| u64::from(bytes(part))).sum::<u64>()
+    };
+    let descriptor = BackupDescriptor {
+        format: FORMAT,
+        requires: Vec::new(),
+        label: place.label.to_string(),
+        kind: "full".to_owned(),
+        system_identifier: identity.system_identifier,
+        pg_version: place.pg_version,
+        server_version,
+        wal_segment_size: size.bytes(),
+        timeline: received.start.1.get(),
+        lineage,
+        start_lsn: received.start.0,
+        stop_lsn: received.stop.0,
+        started,
+        stopped,
+        from_standby,
+        tablespaces: received.tablespaces,
+        manifest_size,
+        plain_size: sum(|part| part.plain_size),
+        stored_size: sum(|part| part.stored_size) + sealed.stored_size(),
+        parts,
+    };
+    put_document(request, &place, BackupObject::Descriptor, &descriptor).await?;
+    Ok(descriptor)
+}
+
+/// The server must be the one whose WAL the repository holds.
+async fn check_server(
+    connection: &mut Connection,
+    identity: &SystemIdentity,
+    cluster: &ClusterDocument,
+) -> Result<SegmentSize> {
+    let size = connection.wal_segment_size().await?;
+    let wrong = |what, expected: String, found: String| Error::WrongServer {
+        what,
+        expected,
+        found,
+    };
+    if identity.system_identifier != cluster.system_identifier {
+        return Err(wrong(
+            "system identifier",
+            cluster.system_identifier.to_string(),
+            identity.system_identifier.to_string(),
+        ));
+    }
+    if size != cluster.segment_size()? {
+        return Err(wrong(
+            "WAL segment size",
+            cluster.wal_segment_size.to_string(),
+            size.bytes().to_string(),
+        ));
+    }
+    Ok(size)
+}
+
+/// Takes the label, before anything else is stored under it.
+async fn claim(request: &BackupRequest<'_>, place: &Place, started: jiff::Timestamp) -> Result<()> {
+    let claim = BackupClaim {
+        format: FORMAT,
+        label: place.label.to_string(),
+        started,
+        host: rustix::system::uname()
+            .nodename()
+            .to_string_lossy()
+            .into_owned(),
+    };
+    put_document(request, place, BackupObject::Started, &claim).await
+}
+
+/// Stores one of the backup's plain documents; durable when this returns.
+async fn put_document(
+    request: &BackupRequest<'_>,
+    place: &Place,
+    object: BackupObject,
+    document: &impl Serialize,
+) -> Result<()> {
+    let key = ObjectKey::Backup {
+        cluster: place.cluster,
+        label: place.label.clone(),
+        object,
+    };
+    let begun = Instant::now();
+    loop {
+        match request.uploader.repository().put_json(&key, document).await {
+            Ok(_) => return Ok(()),
+            Err(error)
+                if error.class() == ErrorClass::Retry && begun.elapsed() < place.patience =>
+            {
+                tracing::warn!(object = %key, error = error_text(&error), "not stored yet, trying again");
+                tokio::time::sleep(DOCUMENT_PAUSE).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// The manifest must be of this server and of this backup.
+fn check_manifest(received: &Received, identity: &SystemIdentity) -> Result<Manifest> {
+    let unusable = |reason: String| Error::UnusableBackup {
+        what: "manifest".to_owned(),
+        reason,
+    };
+    let manifest = Manifest::parse(&received.manifest).map_err(unusable)?;
+    let of_server = manifest
+        .system_identifier
+        .is_none_or(|identifier| identifier == identity.system_identifier);
+    if !of_server {
+        return Err(unusable("it is of another server".to_owned()));
+    }
+    if (manifest.start(), manifest.stop()) != (Some(received.start), Some(received.stop)) {
+        return Err(unusable(format!(
+            "its WAL ranges are not those of the backup, {} to {}",
+            received.start.0, received.stop.0
+        )));
+    }
+    Ok(manifest)
+}
+
+/// Timeline 1 has no history file.
+async fn lineage_of(connection: &mut Connection, timeline: TimelineId) -> Result<String> {
+    if timeline.get() == 1 {
+        return Ok(lineage(None));
+    }
+    let history = connection.timeline_history(timeline).await?;
+    Ok(lineage(Some(&history.content)))
+}

@@ -1,0 +1,287 @@
+//! Cutting the tar streams of a base backup into parts, and sealing and storing these beside the network read.
+//!
+//! Owns the bound on memory: at most [`PLAIN_BUFFERS`] parts in the clear (one of them being filled) and [`SEALED_PARTS`] sealed ones that
+//! wait for the store, so 3 × 32 MiB + 3 × 33 MiB at the worst. Reading goes on as long as there is a buffer to read into. Does not
+//! know the replication protocol (`mod.rs`) or tar (`members.rs`).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use repository::backup::{PART_BYTES, PartDescriptor};
+use repository::key::{Archive, BackupLabel, BackupObject, ClusterId, ObjectKey};
+use repository::sealed::{Facts, Sealed};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::{JoinError, JoinSet};
+
+use super::members::{PartMembers, TarMembers};
+use crate::upload::Uploader;
+use crate::{Error, Result};
+
+/// Most parts in the clear: one is filled while two are sealed.
+const PLAIN_BUFFERS: usize = 3;
+/// Most sealed parts, those being made included.
+pub(super) const SEALED_PARTS: usize = 3;
+/// Parts of one archive that six digits can number.
+const MAX_PARTS: u32 = 1_000_000;
+
+/// Whose backup, and how long the store may take over one object.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    pub(super) cluster: ClusterId,
+    pub(super) label: BackupLabel,
+    pub(super) pg_version: u16,
+    pub(super) patience: Duration,
+}
+
+/// The parts of a backup on their way to the store.
+pub(super) struct PartUploads {
+    uploader: Uploader,
+    place: Place,
+    /// The archive being received.
+    open: Option<OpenArchive>,
+    /// Buffers that may still be allocated.
+    unallocated: usize,
+    returned: mpsc::Receiver<Vec<u8>>,
+    give_back: mpsc::Sender<Vec<u8>>,
+    sealed: Arc<Semaphore>,
+    tasks: JoinSet<Result<PartDescriptor>>,
+    stored: Vec<PartDescriptor>,
+}
+
+struct OpenArchive {
+    archive: Archive,
+    part: u32,
+    members: TarMembers,
+    buffer: Vec<u8>,
+}
+
+impl PartUploads {
+    pub(super) fn new(uploader: Uploader, place: Place) -> Self {
+        let (give_back, returned) = mpsc::channel(PLAIN_BUFFERS);
+        Self {
+            uploader,
+            place,
+            open: None,
+            unallocated: PLAIN_BUFFERS,
+            returned,
+            give_back,
+            sealed: Arc::new(Semaphore::new(SEALED_PARTS)),
+            tasks: JoinSet::new(),
+            stored: Vec::new(),
+        }
+    }
+
+    /// The next tar stream begins. The one before must be finished.
+    pub(super) async fn begin_archive(&mut self, archive: Archive) -> Result<()> {
+        let buffer = self.take_buffer().await?;
+        self.open = Some(OpenArchive {
+            archive,
+            part: 0,
+            members: TarMembers::default(),
+            buffer,
+        });
+        Ok(())
+    }
+
+    /// Takes bytes of the open tar stream; waits only if every buffer is in use.
+    pub(super) async fn push(&mut self, mut data: Bytes) -> Result<()> {
+        while !data.is_empty() {
+            let Some(open) = &mut self.open else {
+                return Err(unusable("archive", "data before it begins".into()));
+            };
+            let room = PART_BYTES - open.buffer.len();
+            let here = data.split_to(room.min(data.len()));
+            open.buffer.extend_from_slice(&here);
+            if open.buffer.len() == PART_BYTES {
+                let next = self.take_buffer().await?;
+                self.cut(next)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The open tar stream has ended: its last part goes too.
+    pub(super) fn finish_archive(&mut self) -> Result<()> {
+        let Some(open) = &self.open else {
+            return Ok(());
+        };
+        // A stream whose length is a multiple of the part size leaves nothing for a last part.
+        if !open.buffer.is_empty() {
+            self.cut(Vec::new())?;
+        } else if let Some(open) = &mut self.open {
+            let unused = std::mem::take(&mut open.buffer);
+            self.give_back.try_send(unused).ok();
+        }
+        let Some(open) = self.open.take() else {
+            return Ok(());
+        };
+        if open.part == 0 {
+            return Err(unusable(open.archive, "the stream is empty".into()));
+        }
+        let ended = open.members.finish();
+        ended.map_err(|reason| unusable(open.archive, reason))
+    }
+
+    /// Resolves when a part fails, else never: for a `select!` beside the network read.
+    pub(super) async fn failed(&mut self) -> Error {
+        loop {
+            match self.tasks.join_next().await {
+                None => std::future::pending().await,
+                Some(joined) => {
+                    if let Err(error) = self.note(joined) {
+                        return error;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits until every part is durable. In order of archive and number.
+    pub(super) async fn finish(mut self) -> Result<Vec<PartDescriptor>> {
+        while let Some(joined) = self.tasks.join_next().await {
+            self.note(joined)?;
+        }
+        self.stored.sort_by_key(|part| (part.archive, part.part));
+        Ok(self.stored)
+    }
+
+    /// Hands the filled buffer to a task and goes on with `next`.
+    fn cut(&mut self, next: Vec<u8>) -> Result<()> {
+        let Some(open) = &mut self.open else {
+            return Ok(());
+        };
+        let plain = std::mem::replace(&mut open.buffer, next);
+        let members = open.members.walk(&plain);
+        let members = members.map_err(|reason| unusable(open.archive, reason))?;
+        let object = BackupObject::Part {
+            archive: open.archive,
+            part: open.part,
+        };
+        open.part += 1;
+        if open.part > MAX_PARTS {
+            return Err(unusable(open.archive, "more than a million parts".into()));
+        }
+        let task = store_part(
+            self.uploader.clone(),
+            self.place.clone(),
+            object,
+            members,
+            plain,
+            Arc::clone(&self.sealed),
+            self.give_back.clone(),
+        );
+        self.tasks.spawn(task);
+        Ok(())
+    }
+
+    /// An empty buffer: a fresh one, or one that a sealed part gave back.
+    async fn take_buffer(&mut self) -> Result<Vec<u8>> {
+        if let Ok(buffer) = self.returned.try_recv() {
+            return Ok(buffer);
+        }
+        if self.unallocated > 0 {
+            self.unallocated -= 1;
+            return Ok(Vec::with_capacity(PART_BYTES));
+        }
+        loop {
+            tokio::select! {
+                buffer = self.returned.recv() => {
+                    return buffer.ok_or_else(|| unusable("part", "no buffer comes back".into()));
+                }
+                Some(joined) = self.tasks.join_next() => note(&mut self.stored, joined)?,
+            }
+        }
+    }
+
+    fn note(&mut self, joined: Result<Result<PartDescriptor>, JoinError>) -> Result<()> {
+        note(&mut self.stored, joined)
+    }
+}
+
+fn note(
+    stored: &mut Vec<PartDescriptor>,
+    joined: Result<Result<PartDescriptor>, JoinError>,
+) -> Result<()> {
+    match joined {
+        Ok(part) => stored.push(part?),
+        // Nobody aborts these tasks but the drop of the set, after which nobody waits here.
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+    Ok(())
+}
+
+async fn store_part(
+    uploader: Uploader,
+    place: Place,
+    object: BackupObject,
+    members: PartMembers,
+    plain: Vec<u8>,
+    permits: Arc<Semaphore>,
+    give_back: mpsc::Sender<Vec<u8>>,
+) -> Result<PartDescriptor> {
+    let BackupObject::Part { archive, part } = object else {
+        return Err(unusable("part", "it is another object".into()));
+    };
+    let _permit = permits.acquire().await.expect("nobody closes it");
+    let (sealed, mut plain) = seal(&uploader, &place, object, plain).await?;
+    // Absent only from minimal descriptors, which keep guesses of short contents from being confirmed; `backup.json` needs it.
+    let known = sealed.descriptor.plain_crc32;
+    let descriptor = PartDescriptor {
+        archive,
+        part,
+        plain_size: size(&sealed, plain.len())?,
+        stored_size: size(&sealed, sealed.stored_size())?,
+        plain_crc32: known.unwrap_or_else(|| crc32fast::hash(&plain)),
+        first_member: members.first_member,
+        continued: members.continued,
+    };
+    plain.clear();
+    // There is room for every buffer; nobody listens any more once the backup was given up.
+    give_back.try_send(plain).ok();
+    put(&uploader, &place, &sealed).await?;
+    Ok(descriptor)
+}
+
+/// Seals an object of this backup, and gives the plain bytes back.
+pub(super) async fn seal(
+    uploader: &Uploader,
+    place: &Place,
+    object: BackupObject,
+    plain: Vec<u8>,
+) -> Result<(Sealed, Vec<u8>)> {
+    let key = ObjectKey::Backup {
+        cluster: place.cluster,
+        label: place.label.clone(),
+        object,
+    };
+    let facts = Facts {
+        key,
+        pg_version: place.pg_version,
+        wal: None,
+    };
+    uploader.seal(facts, plain).await
+}
+
+/// Stores an object of this backup; durable when this returns.
+pub(super) async fn put(uploader: &Uploader, place: &Place, sealed: &Sealed) -> Result<()> {
+    let stored = tokio::time::timeout(place.patience, uploader.put(sealed)).await;
+    stored.map_err(|_| Error::Timeout {
+        during: format!("store {}", sealed.key),
+        after: place.patience,
+    })??;
+    Ok(())
+}
+
+fn size(sealed: &Sealed, bytes: impl TryInto<u32>) -> Result<u32> {
+    bytes
+        .try_into()
+        .map_err(|_| unusable(&sealed.key, "it is larger than 4 GiB".into()))
+}
+
+fn unusable(what: impl ToString, reason: String) -> Error {
+    Error::UnusableBackup {
+        what: what.to_string(),
+        reason,
+    }
+}

@@ -1,0 +1,246 @@
+//! Whether the repository holds the WAL that a base backup needs, and waiting until it does.
+//!
+//! Reads names only: a listing of one log (4 GiB of WAL) and of the tail chunks at a time, from where the last look ended. Does not read
+//! what objects say of themselves: that a chain holds is proven by whoever restores (`pitr`).
+
+use std::time::{Duration, Instant};
+
+use repository::catalog::TimelineObjects;
+use repository::key::{ClusterId, log_prefix, timeline_tail_prefix};
+use repository::{ErrorClass, Repository};
+use wal_format::{Lsn, SegmentName, SegmentSize, TimelineId};
+
+use super::manifest::WalRange;
+use super::{BackupEvent, Observe};
+use crate::upload::error_text;
+use crate::{Error, Result};
+
+/// First pause between two looks.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+/// Longest pause between two looks.
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// Where to look.
+#[derive(Clone, Copy)]
+pub(super) struct StoredWal<'a> {
+    pub(super) repository: &'a Repository,
+    pub(super) cluster: ClusterId,
+    pub(super) size: SegmentSize,
+}
+
+impl StoredWal<'_> {
+    /// Waits until the WAL of `ranges` (as a manifest has them) is stored, for at most `patience` without any of it arriving.
+    ///
+    /// # Errors
+    /// `WalNotStored`; `Config`, `Corrupt` from the store, whose outages are waited out.
+    pub(super) async fn wait_for(
+        self,
+        ranges: &[WalRange],
+        patience: Duration,
+        observe: Observe<'_>,
+    ) -> Result<()> {
+        for range in needed(ranges, self.size) {
+            self.wait_for_range(range, patience, observe).await?;
+        }
+        Ok(())
+    }
+
+    async fn wait_for_range(
+        self,
+        range: WalRange,
+        patience: Duration,
+        observe: Observe<'_>,
+    ) -> Result<()> {
+        let (mut stored, mut last_advance, mut pause) = (range.start, Instant::now(), FIRST_PAUSE);
+        while stored < range.end {
+            match self.stored_to(range.timeline, stored, range.end).await {
+                Ok(now) if now > stored => {
+                    (stored, last_advance, pause) = (now, Instant::now(), FIRST_PAUSE);
+                    continue;
+                }
+                Ok(_) => {}
+                Err(error) if error.class() == ErrorClass::Retry => {
+                    tracing::warn!(error = error_text(&error), "cannot list stored WAL");
+                }
+                Err(error) => return Err(error),
+            }
+            if last_advance.elapsed() >= patience {
+                return Err(Error::WalNotStored {
+                    timeline: range.timeline,
+                    stored,
+                    needed: range.end,
+                    after: patience,
+                });
+            }
+            observe(BackupEvent::WaitingForWal {
+                timeline: range.timeline,
+                stored,
+                needed: range.end,
+            });
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+        Ok(())
+    }
+
+    /// How far WAL is stored without a hole from `from` on, at most one log further than it.
+    async fn stored_to(self, timeline: TimelineId, from: Lsn, to: Lsn) -> Result<Lsn> {
+        let objects = self.list(timeline, from).await?;
+        Ok(contiguous_to(&objects, timeline, self.size, from, to))
+    }
+
+    /// End of the WAL stored for a timeline, as far as the log of `near` and the tail chunks show.
+    pub(super) async fn end(self, timeline: TimelineId, near: Lsn) -> Result<Option<Lsn>> {
+        let objects = self.list(timeline, near).await?;
+        let size = self.size;
+        let sealed = objects.segments.keys().next_back();
+        let sealed = sealed.and_then(|name| Some(size.end(name.number(size)?)));
+        let tails = objects.tails.iter().next_back().and_then(|(name, chunks)| {
+            let reach = chunks.iter().map(|chunk| chunk.to).max()?;
+            Some(name.start(size)?.saturating_add(u64::from(reach)))
+        });
+        Ok(sealed.max(tails))
+    }
+
+    /// Segments of the log of `at`, and all tail chunks, of a timeline.
+    async fn list(self, timeline: TimelineId, at: Lsn) -> Result<TimelineObjects> {
+        let segment = SegmentName::new(timeline, self.size.segment(at), self.size);
+        let prefixes = [
+            log_prefix(self.cluster, segment),
+            timeline_tail_prefix(self.cluster, timeline),
+        ];
+        let mut objects = TimelineObjects::default();
+        for prefix in prefixes {
+            let mut found = self.repository.list_below(self.cluster, &prefix).await?;
+            if let Some(found) = found.timelines.remove(&timeline) {
+                objects.segments.extend(found.segments);
+                objects.tails.extend(found.tails);
+            }
+        }
+        Ok(objects)
+    }
+}
+
+/// What has to be stored, by whole segments: an older timeline's last segment, cut by the switch, is repeated in the first one of the
+/// next, so it is not asked for.
+fn needed(ranges: &[WalRange], size: SegmentSize) -> impl Iterator<Item = WalRange> {
+    let last = ranges.len().saturating_sub(1);
+    let range = move |(index, range): (usize, &WalRange)| WalRange {
+        timeline: range.timeline,
+        start: size.start(size.segment(range.start)),
+        end: match index == last {
+            true => range.end,
+            false => size.start(size.segment(range.end)),
+        },
+    };
+    ranges
+        .iter()
+        .enumerate()
+        .map(range)
+        .collect::<Vec<_>>()
+        .into_iter()
+}
+
+/// How far the WAL is stored without a hole from `from`, which lies in a segment whose bytes before it are stored, up to the first
+/// segment's end that reaches `to`.
+fn contiguous_to(
+    objects: &TimelineObjects,
+    timeline: TimelineId,
+    size: SegmentSize,
+    from: Lsn,
+    to: Lsn,
+) -> Lsn {
+    let mut stored = from;
+    while stored < to {
+        let number = size.segment(stored);
+        let name = SegmentName::new(timeline, number, size);
+        if objects.segments.contains_key(&name) {
+            stored = size.end(number);
+            continue;
+        }
+        // Sorted by their first byte, so a chunk that begins behind the reach leaves a hole.
+        let mut reach = 0;
+        for chunk in objects.tails.get(&name).into_iter().flatten() {
+            if chunk.from > reach {
+                break;
+            }
+            reach = reach.max(chunk.to);
+        }
+        let end = size.start(number).saturating_add(u64::from(reach));
+        if end < size.end(number) {
+            return stored.max(end);
+        }
+        stored = size.end(number);
+    }
+    stored
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use repository::catalog::Catalog;
+
+    const MIB: u64 = 1 << 20;
+
+    fn timeline(number: u32) -> TimelineId {
+        TimelineId::new(number).unwrap()
+    }
+
+    fn size() -> SegmentSize {
+        SegmentSize::new(1 << 20).unwrap()
+    }
+
+    #[test]
+    fn segments_and_tail_chunks_cover_without_holes_or_not_at_all() {
+        let check = |paths: &[&str], from: u64, to: u64, expected: u64| {
+            let cluster = ClusterId::new(7);
+            let listing = paths.iter().map(|path| (format!("7/{path}"), 1));
+            let mut catalog = Catalog::from_listing(cluster, listing);
+            assert_eq!(catalog.unknown, 0, "{paths:?}");
+            let objects = catalog.timelines.remove(&timeline(1)).unwrap_or_default();
+            let (from, to) = (Lsn::new(from), Lsn::new(to));
+            let stored = contiguous_to(&objects, timeline(1), size(), from, to);
+            assert_eq!(stored, Lsn::new(expected), "{paths:?}");
+        };
+        const TWO: &str = "wal/00000001/00000000/000000010000000000000002.wal";
+        const FOUR: &str = "wal/00000001/00000000/000000010000000000000004.wal";
+        let tail = |from: u32, to: u32| {
+            format!("tail/00000001/000000010000000000000003.{from:08X}-{to:08X}.00000001")
+        };
+        check(&[], 2 * MIB, 3 * MIB, 2 * MIB);
+        check(&[TWO], 2 * MIB, 2 * MIB + 77, 3 * MIB);
+        check(&[TWO, FOUR], 2 * MIB, 5 * MIB, 3 * MIB);
+        check(&[FOUR], 2 * MIB, 5 * MIB, 2 * MIB);
+        let (a, b, c) = (tail(0, 0x100), tail(0x100, 0x200), tail(0x280, 0x300));
+        check(&[TWO, &a, &b, &c], 2 * MIB, 5 * MIB, 3 * MIB + 0x200);
+        check(&[TWO, &b, &c], 2 * MIB, 5 * MIB, 3 * MIB);
+        let long = tail(0, 0x290);
+        check(&[TWO, &a, &b, &c, &long], 2 * MIB, 5 * MIB, 3 * MIB + 0x300);
+        let full = tail(0x200, MIB as u32);
+        check(&[&a, &b, &full, FOUR], 3 * MIB, 9 * MIB, 5 * MIB);
+        // What was seen before stays.
+        check(&[], 3 * MIB + 5, 9 * MIB, 3 * MIB + 5);
+    }
+
+    #[test]
+    fn a_switch_inside_a_segment_is_asked_of_the_new_timeline() {
+        let range = |number, start, end| WalRange {
+            timeline: timeline(number),
+            start: Lsn::new(start),
+            end: Lsn::new(end),
+        };
+        let found: Vec<_> = needed(
+            &[
+                range(1, 2 * MIB + 40, 5 * MIB + 9),
+                range(2, 5 * MIB + 9, 6 * MIB + 1),
+            ],
+            size(),
+        )
+        .collect();
+        assert_eq!(
+            found,
+            [range(1, 2 * MIB, 5 * MIB), range(2, 5 * MIB, 6 * MIB + 1)]
+        );
+    }
+}

@@ -1,0 +1,542 @@
+//! `walden run`: streams WAL out of the server into the repository, for as long as the process lives.
+//!
+//! Owns sessions: connecting, checking that the server is the right one, finding where to go on, following timelines, and going on
+//! after every failure that time can heal. Does not own the loop over one timeline's bytes (`stream.rs`), what the server is told
+//! (`progress.rs`) or where to resume (`resume.rs`).
+
+mod stream;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use repository::cluster::ClusterDocument;
+use repository::key::{self, ClusterId, ObjectKey};
+use repository::sealed::Facts;
+use repository::wal::lineage;
+use repository::{ErrorClass, catalog::Catalog};
+use tokio::sync::watch;
+use wal_format::{
+    DecoderConfig, Lsn, Major, SegmentName, SegmentSize, TimelineHistory, TimelineId,
+};
+
+use crate::error::ServerErrorKind;
+use crate::replication::{Connection, ConnectionInfo, Mode, Started};
+use crate::resume::{RepositoryEnd, ResumePoint, ServerPosition, plan_resume};
+use crate::upload::{Uploader, error_text};
+use crate::{Error, Result};
+
+/// First wait before connecting again.
+const FIRST_WAIT: Duration = Duration::from_millis(500);
+/// Longest wait before connecting again.
+const LONGEST_WAIT: Duration = Duration::from_secs(15);
+/// How long another connection may hold the slot: a server notices a dead client only after `wal_sender_timeout`.
+const SLOT_PATIENCE: Duration = Duration::from_secs(90);
+/// How often a missing base backup is spoken of.
+const BACKUP_REMINDER: Duration = Duration::from_secs(600);
+/// What plain segments, their sealed forms and tail chunks may take together.
+const MEMORY_BUDGET: u64 = 256 << 20;
+/// Most segments that are sealed and stored at the same time.
+const MAX_IN_FLIGHT: u64 = 4;
+
+/// How long bytes may wait before they are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rpo {
+    /// A tail chunk at the latest after this time.
+    Interval(Duration),
+    /// At once: commits wait for us.
+    Sync,
+}
+
+/// What happens to WAL that fails validation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnInvalid {
+    /// It is stored, marked and reported.
+    StoreAndReport,
+    /// Receiving stops.
+    Refuse,
+}
+
+/// What `walden run` needs to know.
+#[derive(Clone, Debug)]
+pub struct ReceiverConfig {
+    /// The server.
+    pub connection: ConnectionInfo,
+    /// The physical slot; made if it does not exist.
+    pub slot: String,
+    /// The cluster as the repository knows it.
+    pub cluster: ClusterDocument,
+    /// How long bytes may wait.
+    pub rpo: Rpo,
+    /// What happens to invalid WAL.
+    pub on_invalid: OnInvalid,
+}
+
+/// Receives WAL. One for each cluster.
+pub struct Receiver {
+    config: ReceiverConfig,
+    uploader: Uploader,
+    cluster: ClusterId,
+    size: SegmentSize,
+    /// Random: tells our tail chunks from another process's.
+    writer: u32,
+    stop: watch::Receiver<bool>,
+    connected_once: bool,
+    slot_busy_since: Option<Instant>,
+}
+
+/// Why a session ended without an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum SessionEnd {
+    /// We were asked to stop.
+    Stopped,
+    /// The server shut down in order.
+    ServerShutdown,
+}
+
+/// Segments that may be sealed and stored at the same time within the memory budget, at least one.
+#[must_use]
+pub fn segments_in_flight(size: SegmentSize) -> usize {
+    let segment = u64::from(size.bytes());
+    let rest = MEMORY_BUDGET.saturating_sub(2 * segment + (32 << 20));
+    (rest / (2 * segment)).clamp(1, MAX_IN_FLIGHT) as usize
+}
+
+impl Receiver {
+    /// A receiver that ends, in order, once `stop` holds true.
+    ///
+    /// # Errors
+    /// `Corrupt`: the cluster's document names an impossible segment size. `Retry`: no randomness.
+    pub fn new(
+        config: ReceiverConfig,
+        uploader: Uploader,
+        stop: watch::Receiver<bool>,
+    ) -> Result<Self> {
+        let size = config.cluster.segment_size()?;
+        let mut writer = [0; 4];
+        getrandom::fill(&mut writer).map_err(|error| Error::LocalFile {
+            path: "randomness".into(),
+            reason: error.to_string(),
+            source: None,
+        })?;
+        Ok(Self {
+            cluster: config.cluster.id(),
+            config,
+            uploader,
+            size,
+            writer: u32::from_le_bytes(writer),
+            stop,
+            connected_once: false,
+            slot_busy_since: None,
+        })
+    }
+
+    /// Receives until asked to stop. Connections that break are made again.
+    ///
+    /// # Errors
+    /// What time does not heal: another server or a rolled-back one (`Conflict`), a broken format (`Corrupt`), and, before the first
+    /// connection, settings that do not work (`Config`).
+    pub async fn run(mut self) -> Result<()> {
+        let reminder = tokio::spawn(remind_of_backup(self.uploader.clone(), self.cluster));
+        let result = self.keep_receiving().await;
+        reminder.abort();
+        result
+    }
+
+    async fn keep_receiving(&mut self) -> Result<()> {
+        let mut wait = FIRST_WAIT;
+        while !*self.stop.borrow() {
+            let begun = Instant::now();
+            match self.session().await {
+                Ok(SessionEnd::Stopped) => return Ok(()),
+                Ok(SessionEnd::ServerShutdown) => {
+                    tracing::info!("the server shut down, everything it had is stored")
+                }
+                Err(error) if self.is_final(&error) => return Err(error),
+                Err(error) => {
+                    tracing::warn!(
+                        error = error_text(&error),
+                        "connection to the server lost or refused, trying again"
+                    );
+                }
+            }
+            if begun.elapsed() > LONGEST_WAIT {
+                wait = FIRST_WAIT;
+            }
+            let mut stop = self.stop.clone();
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                _ = stop.wait_for(|stop| *stop) => {}
+            }
+            wait = (wait * 2).min(LONGEST_WAIT);
+        }
+        Ok(())
+    }
+
+    /// Whether trying again cannot help.
+    fn is_final(&mut self, error: &Error) -> bool {
+        if error.server_kind() == Some(ServerErrorKind::SlotInUse) {
+            return self
+                .slot_busy_since
+                .get_or_insert_with(Instant::now)
+                .elapsed()
+                > SLOT_PATIENCE;
+        }
+        match error.class() {
+            ErrorClass::Conflict | ErrorClass::Corrupt | ErrorClass::Key => true,
+            ErrorClass::Config => !self.connected_once,
+            ErrorClass::Retry | ErrorClass::NotFound | ErrorClass::Bug => false,
+        }
+    }
+
+    /// One connection: from the checks to its end.
+    async fn session(&mut self) -> Result<SessionEnd> {
+        let mut connection =
+            Connection::connect(&self.config.connection, Mode::PhysicalReplication).await?;
+        connection.require_supported()?;
+        self.check_server(&mut connection).await?;
+        let mut histories = Histories::default();
+        let server = self.ask_position(&mut connection, &mut histories).await?;
+        self.connected_once = true;
+        let catalog = self.uploader.repository().list(self.cluster).await?;
+        let stored = repository_end(&catalog, self.size, server.restart_lsn);
+        let mut point = plan_resume(self.size, &server, stored)?;
+        tracing::info!(
+            server = connection.address(),
+            timeline = point.timeline.get(),
+            start_lsn = %point.start,
+            server_lsn = %server.flush_lsn,
+            stored_to = stored.map(|stored| stored.end.to_string()),
+            "receiving WAL"
+        );
+        let major = Major::from_number(connection.server_major());
+        let decoder = DecoderConfig {
+            segment_size: self.size,
+            system_identifier: Some(self.cluster.system_identifier),
+            major,
+        };
+        loop {
+            let lineage = histories.lineage(point.timeline);
+            let started = connection
+                .start_replication(Some(&self.config.slot), point.start, point.timeline)
+                .await;
+            let started = match started {
+                Err(error) if error.server_kind() == Some(ServerErrorKind::WalRemoved) => {
+                    point = self.record_gap(&server, point, &error).await?;
+                    continue;
+                }
+                started => started?,
+            };
+            self.slot_busy_since = None;
+            let (timeline, switch_point) = match started {
+                Started::TimelineEnded {
+                    next_timeline,
+                    switch_point,
+                } => (next_timeline, switch_point),
+                Started::Streaming => {
+                    let expected = self.expected_records(&catalog, point).await?;
+                    let streaming =
+                        stream::Streaming::new(self, decoder, point, lineage, expected)?;
+                    match streaming.run(&mut connection).await {
+                        Ok(stream::StreamEnd::Stopped) => {
+                            connection.close().await?;
+                            return Ok(SessionEnd::Stopped);
+                        }
+                        Ok(stream::StreamEnd::ServerShutdown) => {
+                            return Ok(SessionEnd::ServerShutdown);
+                        }
+                        Ok(stream::StreamEnd::TimelineEnded {
+                            next_timeline,
+                            switch_point,
+                        }) => (next_timeline, switch_point),
+                        // The error about the start may be the first thing that streams.
+                        Err(error) if error.server_kind() == Some(ServerErrorKind::WalRemoved) => {
+                            self.record_gap(&server, point, &error).await?;
+                            return Err(error);
+                        }
+                        Err(error) => return Err(error),
+                    }
+                }
+            };
+            tracing::info!(from = point.timeline.get(), to = timeline.get(), %switch_point, "the server switched timelines");
+            self.store_history(&mut connection, timeline, &mut histories)
+                .await?;
+            point = ResumePoint {
+                timeline,
+                start: self.size.start(self.size.segment(switch_point)),
+            };
+        }
+    }
+
+    async fn check_server(&self, connection: &mut Connection) -> Result<()> {
+        let wrong = |what, expected: String, found: String| Error::WrongServer {
+            what,
+            expected,
+            found,
+        };
+        let size = connection.wal_segment_size().await?;
+        if size != self.size {
+            return Err(wrong(
+                "WAL segment size",
+                self.size.bytes().to_string(),
+                size.bytes().to_string(),
+            ));
+        }
+        match connection.show("walden.restored_from").await {
+            Ok(from) if !from.is_empty() => Err(Error::RestoredClone { from }),
+            Ok(_) => Ok(()),
+            // A server that was never restored does not know the setting.
+            Err(error) if error.server().is_some() => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Where the server is, its slot (made if it is missing), and its history, stored before any WAL of it.
+    async fn ask_position(
+        &self,
+        connection: &mut Connection,
+        histories: &mut Histories,
+    ) -> Result<ServerPosition> {
+        let identity = connection.identify_system().await?;
+        if identity.system_identifier != self.cluster.system_identifier {
+            return Err(Error::WrongServer {
+                what: "system identifier",
+                expected: self.cluster.system_identifier.to_string(),
+                found: identity.system_identifier.to_string(),
+            });
+        }
+        let slot = match connection.read_slot(&self.config.slot).await? {
+            Some(slot) => slot,
+            None => {
+                connection
+                    .create_physical_slot(&self.config.slot, true)
+                    .await?;
+                tracing::info!(slot = self.config.slot, "made the replication slot");
+                let slot = connection.read_slot(&self.config.slot).await?;
+                slot.unwrap_or(crate::replication::SlotPosition {
+                    restart_lsn: None,
+                    restart_timeline: None,
+                })
+            }
+        };
+        self.store_history(connection, identity.timeline, histories)
+            .await?;
+        let history = match histories.contents.get(&identity.timeline) {
+            Some(content) => TimelineHistory::parse(identity.timeline, content)?,
+            None => TimelineHistory::first(),
+        };
+        let ancestors: Vec<TimelineId> = history
+            .entries()
+            .iter()
+            .map(|entry| entry.timeline)
+            .collect();
+        for ancestor in ancestors {
+            match self.store_history(connection, ancestor, histories).await {
+                // The server may have dropped it; the repository has it from when it was current.
+                Err(error) if error.server().is_some() => {
+                    tracing::warn!(
+                        timeline = ancestor.get(),
+                        "the server no longer has this timeline's history file"
+                    );
+                }
+                other => other?,
+            }
+        }
+        Ok(ServerPosition {
+            history,
+            flush_lsn: identity.flush_lsn,
+            restart_lsn: slot.restart_lsn,
+            is_standby: connection.parameter("in_hot_standby") == Some("on"),
+        })
+    }
+
+    async fn store_history(
+        &self,
+        connection: &mut Connection,
+        timeline: TimelineId,
+        histories: &mut Histories,
+    ) -> Result<()> {
+        if timeline == TimelineId::FIRST || histories.contents.contains_key(&timeline) {
+            return Ok(());
+        }
+        let file = connection.timeline_history(timeline).await?;
+        TimelineHistory::parse(timeline, &file.content)?;
+        let facts = self.facts(
+            ObjectKey::History {
+                cluster: self.cluster,
+                timeline,
+            },
+            connection.server_major(),
+        );
+        let sealed = self.uploader.seal_here(facts, &file.content)?;
+        self.uploader.put(&sealed).await?;
+        histories.contents.insert(timeline, file.content.to_vec());
+        Ok(())
+    }
+
+    fn facts(&self, key: ObjectKey, major: u32) -> Facts {
+        Facts {
+            key,
+            pg_version: u16::try_from(major).unwrap_or(u16::MAX),
+            wal: None,
+        }
+    }
+
+    /// Record starts that the tail chunks of the segment at `point` name: they must come again.
+    async fn expected_records(&self, catalog: &Catalog, point: ResumePoint) -> Result<Vec<Lsn>> {
+        let name = SegmentName::new(point.timeline, self.size.segment(point.start), self.size);
+        let chunks = catalog
+            .timelines
+            .get(&point.timeline)
+            .and_then(|objects| objects.tails.get(&name));
+        let mut expected = Vec::new();
+        for chunk in chunks.into_iter().flatten() {
+            let (from, to, writer) = (chunk.from, chunk.to, chunk.writer);
+            let key = ObjectKey::Tail {
+                cluster: self.cluster,
+                name,
+                from,
+                to,
+                writer,
+            };
+            let descriptor = self.uploader.repository().fetch_descriptor(&key).await?;
+            let wal = descriptor.wal.unwrap_or_default();
+            expected.extend(wal.first_record.into_iter().chain(wal.last_record));
+        }
+        Ok(expected)
+    }
+
+    /// The server no longer has the WAL at `point`: records the hole and finds where it can go on.
+    async fn record_gap(
+        &self,
+        server: &ServerPosition,
+        point: ResumePoint,
+        error: &Error,
+    ) -> Result<ResumePoint> {
+        let from = point.start;
+        let next = server
+            .restart_lsn
+            .filter(|lsn| *lsn > from)
+            .unwrap_or(server.flush_lsn);
+        let next = ResumePoint {
+            timeline: server.history.timeline_at(next),
+            start: self.size.start(self.size.segment(next)),
+        };
+        if next.start <= from {
+            return Err(Error::Protocol {
+                during: "START_REPLICATION".into(),
+                reason: format!(
+                    "the server has removed WAL at {from}, where its slot or end says that it goes on"
+                ),
+            });
+        }
+        let key = ObjectKey::Gap {
+            cluster: self.cluster,
+            timeline: point.timeline,
+            from,
+            to: next.start,
+        };
+        let document = serde_json::json!({
+            "format": 1,
+            "timeline": point.timeline.get(),
+            "from": from.to_string(),
+            "to": next.start.to_string(),
+            "why": error_text(error),
+        });
+        let repository = self.uploader.repository();
+        repository
+            .put_json(&key, &document)
+            .await
+            .or_else(|error| match error.class() {
+                // Recorded before, in other words.
+                ErrorClass::Conflict => Ok(repository::Stored::Already),
+                _ => Err(error),
+            })?;
+        tracing::error!(%from, to = %next.start, timeline = point.timeline.get(),
+            "GAP: the server has removed WAL that is not stored; restores cannot cross it: take a new base backup (walden backup)");
+        Ok(next)
+    }
+}
+
+/// History files by timeline.
+#[derive(Default)]
+struct Histories {
+    contents: BTreeMap<TimelineId, Vec<u8>>,
+}
+
+impl Histories {
+    fn lineage(&self, timeline: TimelineId) -> String {
+        lineage(self.contents.get(&timeline).map(Vec::as_slice))
+    }
+}
+
+/// Where the repository's WAL ends: before the first hole that the slot can still fill, else behind everything.
+fn repository_end(
+    catalog: &Catalog,
+    size: SegmentSize,
+    restart_lsn: Option<Lsn>,
+) -> Option<RepositoryEnd> {
+    let ends = catalog.timelines.keys().rev();
+    let (timeline, end) = ends
+        .filter_map(|timeline| Some((*timeline, catalog.wal_end(*timeline, size)?)))
+        .next()?;
+    let fillable = restart_lsn.map(|lsn| size.start(size.segment(lsn)));
+    let hole = catalog
+        .holes(timeline, size)
+        .into_iter()
+        .find(|hole| fillable.is_some_and(|kept| hole.from >= kept));
+    Some(RepositoryEnd {
+        timeline,
+        end: hole.map_or(end, |hole| hole.from),
+    })
+}
+
+/// Says, until there is one, that WAL alone restores nothing.
+async fn remind_of_backup(uploader: Uploader, cluster: ClusterId) {
+    loop {
+        match uploader
+            .repository()
+            .list_below(cluster, &key::backups_prefix(cluster))
+            .await
+        {
+            Ok(catalog) if catalog.complete_backups().next().is_some() => return,
+            Ok(_) => tracing::warn!(
+                "no base backup yet: WAL alone restores nothing; take one with: walden backup"
+            ),
+            Err(error) => tracing::debug!(
+                error = error_text(&error),
+                "the list of backups could not be read"
+            ),
+        }
+        tokio::time::sleep(BACKUP_REMINDER).await;
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_for_segments_stays_within_the_budget() {
+        let in_flight = |mib: u32| segments_in_flight(SegmentSize::new(mib << 20).unwrap());
+        assert_eq!([1, 16, 32, 64, 1024].map(in_flight), [4, 4, 2, 1, 1]);
+    }
+
+    #[test]
+    fn goes_back_to_a_hole_that_the_slot_can_fill() {
+        let path = |n: u32| format!("7412/wal/00000001/00000000/0000000100000000{n:08X}.wal");
+        let catalog = Catalog::from_listing(
+            "7412".parse().unwrap(),
+            [1, 2, 4, 5, 7].map(|n| (path(n), 1)),
+        );
+        let end = |restart: Option<u64>| {
+            repository_end(&catalog, SegmentSize::DEFAULT, restart.map(Lsn::new))
+                .unwrap()
+                .end
+        };
+        assert_eq!(end(None), Lsn::new(8 << 24));
+        assert_eq!(end(Some((3 << 24) + 77)), Lsn::new(3 << 24));
+        assert_eq!(end(Some(4 << 24)), Lsn::new(6 << 24));
+        assert_eq!(end(Some(7 << 24)), Lsn::new(8 << 24));
+    }
+}

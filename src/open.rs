@@ -1,0 +1,272 @@
+//! From a checked configuration to what the libraries work with: the repository, how objects are sealed and opened, how the
+//! server is reached, and which cluster is meant. Every command begins here.
+//!
+//! Opening a repository asks nothing of it; what does ask says so. Secrets are fetched here and nowhere kept but in what they open.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use archiver::replication::ConnectionInfo;
+use repository::cluster::ClusterDocument;
+use repository::identity::ExposeSecret;
+use repository::key::ClusterId;
+use repository::sealed::{OpenPolicy, SealPolicy};
+use repository::store::{Deadlines, StoreOptions};
+use repository::{Repository, Store};
+
+use crate::config::{Config, Location};
+use crate::exit_code::ExitCode;
+use crate::failure::Advise;
+
+/// The configured repository, under the store's usual deadlines. Nothing is asked of the store yet.
+///
+/// # Errors
+/// A URL, certificate file or secret reference that cannot be used: exit code 2.
+pub(crate) async fn open_repository(config: &Config) -> Result<Repository> {
+    open_repository_with(config, Deadlines::default()).await
+}
+
+/// The same under other deadlines.
+///
+/// # Errors
+/// As [`open_repository`].
+pub(crate) async fn open_repository_with(
+    config: &Config,
+    deadlines: Deadlines,
+) -> Result<Repository> {
+    let configured = config.repository();
+    let mut options = StoreOptions {
+        deadlines,
+        ..StoreOptions::default()
+    };
+    if let Location::S3 { options: said, .. } = &configured.location {
+        options.endpoint.clone_from(&said.endpoint);
+        options.region.clone_from(&said.region);
+        options.ca_file.clone_from(&said.ca_file);
+        // Not said: the store puts the bucket where its endpoint wants it.
+        options.path_style = said.path_style.then_some(true);
+        if let Some(pair) = &said.credentials {
+            let secret = async |reference: &repository::identity::SecretReference| {
+                let text = reference.resolve().await?;
+                Ok::<_, repository::Error>(text.expose_secret().trim().to_owned())
+            };
+            options.access_key_id = Some(secret(&pair.access_key).await?);
+            options.secret_access_key = Some(secret(&pair.secret_key).await?);
+        }
+    }
+    let store = Store::open(&configured.url, options)?;
+    Ok(Repository::new(&configured.name, store))
+}
+
+/// The configured repository, after asking that there is one.
+///
+/// # Errors
+/// As [`open_repository`]; nobody ever made a repository there: exit code 10; the store does not answer.
+pub(crate) async fn open_existing_repository(config: &Config) -> Result<Repository> {
+    let repository = open_repository(config).await?;
+    require_repository(&repository).await?;
+    Ok(repository)
+}
+
+/// Asks that there is a repository.
+///
+/// # Errors
+/// As [`open_existing_repository`].
+pub(crate) async fn require_repository(repository: &Repository) -> Result<()> {
+    let found = repository.fetch_identity().await;
+    // A folder that is not there proves nothing (its file system may not be mounted), yet there is no repository either.
+    let no_folder = repository.url().starts_with("file://")
+        && matches!(found, Err(repository::Error::StoreConfig { .. }));
+    let asked = found.with_context(|| format!("ask for the repository at {}", repository.url()));
+    if no_folder {
+        return asked.map(drop).exit_code(ExitCode::NoRepository);
+    }
+    if asked?.is_some() {
+        return Ok(());
+    }
+    Err(anyhow!("{}: there is no repository", repository.url()))
+        .hint("check the URL, or make one with `walden init`")
+        .exit_code(ExitCode::NoRepository)
+}
+
+/// How new objects are sealed.
+///
+/// # Errors
+/// As [`Config::recipients`].
+pub(crate) fn seal_policy(config: &Config) -> Result<SealPolicy> {
+    Ok(SealPolicy {
+        recipients: config.recipients()?,
+        compression: config.archive.compression,
+        minimal_descriptor: false,
+    })
+}
+
+/// How objects are opened: fetches the identity. Only for commands that read contents.
+///
+/// # Errors
+/// As [`Config::identities`].
+pub(crate) async fn open_policy(config: &Config, allow_plain: bool) -> Result<OpenPolicy> {
+    Ok(OpenPolicy {
+        identities: config.identities().await?,
+        allow_plain,
+    })
+}
+
+/// How the server is reached: the connection string, then libpq's `PG*` variables, then its defaults.
+///
+/// # Errors
+/// A setting that cannot be used: exit code 2.
+pub(crate) fn connection_info(config: &Config) -> Result<ConnectionInfo> {
+    let conninfo = config.postgres.conninfo.as_deref().unwrap_or_default();
+    let environment = |name: &str| std::env::var(name).ok();
+    Ok(ConnectionInfo::parse(conninfo, &environment)?)
+}
+
+/// The cluster that a command works on: `named` on the command line, else the configured system identifier, else the only one
+/// in the repository.
+///
+/// # Errors
+/// The repository does not know it: exit code 5. None or several to choose from: exit code 2, with their names.
+pub(crate) async fn find_cluster(
+    config: &Config,
+    repository: &Repository,
+    named: Option<&str>,
+) -> Result<ClusterDocument> {
+    let configured = config.postgres.system_identifier;
+    let wanted: Option<ClusterId> = match named {
+        Some(text) => Some(text.parse().exit_code(ExitCode::Usage)?),
+        None => configured.map(|identifier| ClusterId::new(identifier.get())),
+    };
+    if let Some(cluster) = wanted {
+        let found = repository.fetch_cluster(cluster).await?;
+        let missing = || {
+            anyhow!(
+                "{}: the cluster {cluster} is not known there",
+                repository.url()
+            )
+        };
+        return found
+            .with_context(missing)
+            .hint("`walden init` makes it known; `walden list --cluster` takes another one")
+            .exit_code(ExitCode::Integrity);
+    }
+    let known = repository.list_clusters().await?;
+    let only = match known.as_slice() {
+        [only] => *only,
+        [] => {
+            return Err(anyhow!("{}: no cluster is stored there", repository.url()))
+                .hint("`walden init` makes a cluster known")
+                .exit_code(ExitCode::NoRepository);
+        }
+        several => {
+            let names: Vec<String> = several.iter().map(ToString::to_string).collect();
+            return Err(anyhow!(
+                "{}: {} clusters are stored there",
+                repository.url(),
+                several.len()
+            ))
+            .hint(format!("choose one with --cluster: {}", names.join(", ")))
+            .exit_code(ExitCode::Usage);
+        }
+    };
+    let document = repository.fetch_cluster(only).await?;
+    document.with_context(|| format!("{}: {only} has gone", repository.url()))
+}
+
+/// The store's deadlines for a command that a person waits for: asking again is cheap, waiting five minutes is not.
+pub(crate) const IMPATIENT: Deadlines = Deadlines {
+    request: Duration::from_secs(10),
+    total: Duration::from_secs(20),
+};
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+    use super::*;
+    use crate::config::{Overrides, RepositoryOverride};
+    use crate::failure::Failure;
+
+    fn config(url: &str) -> Config {
+        let overrides = Overrides {
+            repository: Some(RepositoryOverride {
+                url: url.to_owned(),
+                ..RepositoryOverride::default()
+            }),
+            ..Overrides::default()
+        };
+        Config::load(None, crate::config::Caller::Command, &overrides).unwrap()
+    }
+
+    fn document(system_identifier: u64) -> ClusterDocument {
+        ClusterDocument {
+            format: 1,
+            requires: Vec::new(),
+            system_identifier,
+            incarnation: 0,
+            parent: None,
+            pg_version: 18,
+            block_size: 8192,
+            wal_segment_size: 1 << 20,
+            created: jiff::Timestamp::UNIX_EPOCH,
+        }
+    }
+
+    #[tokio::test]
+    async fn the_cluster_is_the_named_the_configured_or_the_only_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = config(&format!("file://{}/r", folder.path().display()));
+        let none = require_repository(&open_repository(&config).await.unwrap()).await;
+        assert_eq!(Failure::of(&none.unwrap_err()).code, ExitCode::NoRepository);
+        std::fs::create_dir(folder.path().join("r")).unwrap();
+        let repository = open_repository(&config).await.unwrap();
+        let none = require_repository(&repository).await.unwrap_err();
+        assert_eq!(Failure::of(&none).code, ExitCode::NoRepository);
+        let none = find_cluster(&config, &repository, None).await;
+        assert_eq!(Failure::of(&none.unwrap_err()).code, ExitCode::NoRepository);
+        let put = async |identifier: u64| {
+            let document = document(identifier);
+            let key = repository::key::ObjectKey::Cluster(document.id());
+            repository.put_json(&key, &document).await.unwrap();
+        };
+        put(7).await;
+        let found = find_cluster(&config, &repository, None).await.unwrap();
+        assert_eq!(found, document(7));
+        put(8).await;
+        let several = find_cluster(&config, &repository, None).await.unwrap_err();
+        let several = Failure::of(&several);
+        assert_eq!(several.code, ExitCode::Usage);
+        assert!(several.hint.unwrap().contains("7, 8"));
+        let named = find_cluster(&config, &repository, Some("8")).await.unwrap();
+        assert_eq!(named.system_identifier, 8);
+        config.postgres.system_identifier = std::num::NonZeroU64::new(9);
+        let unknown = find_cluster(&config, &repository, None).await.unwrap_err();
+        assert_eq!(Failure::of(&unknown).code, ExitCode::Integrity);
+        let named = find_cluster(&config, &repository, Some("7")).await.unwrap();
+        assert_eq!(named.system_identifier, 7);
+    }
+
+    #[test]
+    fn nothing_is_sealed_in_the_clear_unless_that_is_said() {
+        let mut config = config("file:///nowhere");
+        assert!(seal_policy(&config).is_err());
+        config.encryption = Some(crate::config::Encryption::None);
+        assert!(seal_policy(&config).unwrap().recipients.is_none());
+    }
+
+    #[tokio::test]
+    async fn keys_of_a_store_are_fetched_from_where_they_are_kept() {
+        let mut config = config("s3://bucket/prefix");
+        let Location::S3 { options, .. } = &mut config.repositories[0].location else {
+            panic!("a bucket")
+        };
+        options.credentials = Some(crate::config::Credentials {
+            access_key: "cmd:echo id".parse().unwrap(),
+            secret_key: "env:WALDEN_TEST_NO_SUCH_VARIABLE".parse().unwrap(),
+        });
+        let error = open_repository(&config).await.err().unwrap();
+        let failure = Failure::of(&error);
+        assert_eq!(failure.code, ExitCode::Usage);
+        assert!(failure.line().contains("is not set"), "{}", failure.line());
+    }
+}
