@@ -59,7 +59,6 @@ const STYLES: Styles = Styles::styled()
 pub(crate) enum Command {
     Init(commands::init::InitArgs),
     Run(commands::run::RunArgs),
-    #[cfg(test)]
     Backup(commands::backup::BackupArgs),
     List(commands::list::ListArgs),
     #[cfg(test)]

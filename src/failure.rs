@@ -6,6 +6,7 @@ use std::fmt;
 
 use anyhow::Error;
 use archiver::error::ServerErrorKind;
+use repository::ErrorClass;
 use serde::Serialize;
 
 use crate::exit_code::ExitCode;
@@ -183,6 +184,15 @@ fn code_of(cause: &(dyn StdError + 'static)) -> Option<ExitCode> {
             error => ExitCode::of_class(error.class()),
         });
     }
+    if let Some(error) = cause.downcast_ref::<pitr::Error>() {
+        return Some(match error {
+            pitr::Error::Repository(error) => code_of_repository(error),
+            // Neither speaks of stored objects.
+            pitr::Error::Io { .. } | pitr::Error::DataDirectory { .. } => ExitCode::Failed,
+            error if error.class() == ErrorClass::NotFound => ExitCode::Target,
+            error => ExitCode::of_class(error.class()),
+        });
+    }
     cause
         .downcast_ref::<repository::Error>()
         .map(code_of_repository)
@@ -245,7 +255,7 @@ mod tests {
 
     #[test]
     fn errors_of_libraries_bring_their_code() {
-        let check = |error: repository::Error, code: ExitCode| {
+        fn check(error: impl StdError + Send + Sync + 'static, code: ExitCode) {
             let error = anyhow!(error).context("b").context("a");
             assert_eq!(Failure::of(&error).code, code, "{error:#}");
             let told = Err::<(), _>(error)
@@ -256,17 +266,19 @@ mod tests {
                 ExitCode::NoRepository,
                 "what a command says goes before"
             );
+        }
+        let absent = || repository::Error::NotFound {
+            location: "x".into(),
         };
-        check(
-            repository::Error::NotFound {
-                location: "x".into(),
-            },
-            ExitCode::Integrity,
-        );
-        check(
-            repository::Error::NoIdentity { key: "x".into() },
-            ExitCode::NoKey,
-        );
+        let no_key = || repository::Error::NoIdentity { key: "x".into() };
+        let local = || repository::Error::Io {
+            action: "open",
+            path: "x".into(),
+            source: std::io::ErrorKind::NotFound.into(),
+        };
+        check(absent(), ExitCode::Integrity);
+        check(no_key(), ExitCode::NoKey);
+        check(local(), ExitCode::Failed);
         check(
             repository::Error::InvalidUrl {
                 url: "x".into(),
@@ -274,15 +286,56 @@ mod tests {
             },
             ExitCode::Usage,
         );
-        let source = std::io::ErrorKind::NotFound.into();
+
+        check(archiver::Error::Repository(no_key()), ExitCode::NoKey);
+        check(archiver::Error::Repository(local()), ExitCode::Failed);
         check(
-            repository::Error::Io {
-                action: "open",
+            archiver::Error::ConnectionSettings { reason: "x".into() },
+            ExitCode::Usage,
+        );
+        let in_use = archiver::error::ServerError {
+            sqlstate: "55006".into(),
+            ..Default::default()
+        };
+        check(
+            archiver::Error::Server {
+                during: "x".into(),
+                source: Box::new(in_use),
+            },
+            ExitCode::Locked,
+        );
+
+        let window = pitr::window::Window::default();
+        check(
+            pitr::Error::Unreachable {
+                what: "x".into(),
+                reason: "y".into(),
+                window,
+            },
+            ExitCode::Target,
+        );
+        check(
+            pitr::Error::Missing {
+                object: "x".into(),
+                reason: "y".into(),
+            },
+            ExitCode::Integrity,
+        );
+        check(
+            pitr::Error::InvalidTarget {
+                input: "x".into(),
+                reason: "y".into(),
+            },
+            ExitCode::Usage,
+        );
+        check(
+            pitr::Error::DataDirectory {
                 path: "x".into(),
-                source,
+                reason: "y".into(),
             },
             ExitCode::Failed,
         );
+        check(pitr::Error::Repository(absent()), ExitCode::Integrity);
     }
 
     #[test]

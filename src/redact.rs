@@ -192,7 +192,7 @@ mod tests {
             "password authentication failed for user \"walden\"",
             "http://127.0.0.1:9000/bucket/key@2",
             "s3://bucket/a:b@c",
-            "host=a passfile=/home/x/.pgpass",
+            "host=a passfile=/etc/x/.pgpass",
             "https://host:9000/x",
             "no_password=1",
             "password=",

@@ -31,6 +31,11 @@ impl Shutdown {
         Ok(Self { requested })
     }
 
+    /// The same for code that takes a plain channel: true from the request on. Its sender lives as long as the process.
+    pub(crate) fn channel(&self) -> watch::Receiver<bool> {
+        self.requested.clone()
+    }
+
     /// Returns once the process was asked to stop; at once if it already was.
     pub(crate) async fn requested(&mut self) {
         // The sender lives as long as the process: there is no other end.
@@ -102,8 +107,10 @@ mod tests {
                 GRACE
             };
             let mut shutdown = Shutdown::on_signals(grace).unwrap();
+            assert!(!*shutdown.channel().borrow());
             println!("\nready");
             shutdown.requested().await;
+            assert!(*shutdown.channel().borrow());
             println!("\nasked");
             if role == "obedient" {
                 std::process::exit(FINISHED);

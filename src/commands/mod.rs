@@ -3,7 +3,6 @@
 
 pub(crate) mod archive_get;
 pub(crate) mod archive_push;
-#[cfg(test)]
 pub(crate) mod backup;
 pub(crate) mod config;
 pub(crate) mod init;
@@ -74,33 +73,4 @@ impl Globals {
 pub(crate) struct PanicArgs {
     /// Words that may name a hook
     words: Vec<String>,
-}
-
-#[cfg(test)]
-mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-    use super::*;
-
-    #[test]
-    fn both_callers_read_the_file_that_is_named() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("any name.toml");
-        std::fs::write(
-            &path,
-            "encryption = 'none'\n[[repository]]\nurl = 'file:///x'\n",
-        )
-        .unwrap();
-        let args = GlobalArgs {
-            config: Some(path.clone()),
-            ..GlobalArgs::default()
-        };
-        let globals = Globals::new(&args);
-        for config in [
-            globals.load_config(&Overrides::default()),
-            globals.load_hook_config(&Overrides::default()),
-        ] {
-            assert_eq!(config.unwrap().file.as_deref(), Some(path.as_path()));
-        }
-    }
 }

@@ -425,3 +425,25 @@ async fn keys_that_cannot_be_used_never_mean_plaintext() {
     let config = Config::load(None, Caller::Command, &from_url).unwrap();
     assert!(config.recipients().is_err() && config.identities().await.unwrap().is_empty());
 }
+
+#[test]
+fn both_callers_read_the_file_that_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("any name.toml");
+    std::fs::write(
+        &path,
+        "encryption = 'none'\n[[repository]]\nurl = 'file:///x'\n",
+    )
+    .unwrap();
+    let args = crate::cli::GlobalArgs {
+        config: Some(path.clone()),
+        ..crate::cli::GlobalArgs::default()
+    };
+    let globals = crate::commands::Globals::new(&args);
+    for config in [
+        globals.load_config(&Overrides::default()),
+        globals.load_hook_config(&Overrides::default()),
+    ] {
+        assert_eq!(config.unwrap().file.as_deref(), Some(path.as_path()));
+    }
+}
