@@ -8,11 +8,13 @@
     )
 )]
 
+mod archiving_state;
 mod cli;
 mod commands;
 mod config;
 mod exit_code;
 mod failure;
+mod gaps;
 mod hook;
 mod logging;
 mod open;
@@ -21,6 +23,7 @@ mod probe;
 mod progress;
 mod redact;
 mod report;
+mod server_check;
 mod shutdown;
 mod units;
 mod usage;
@@ -71,7 +74,11 @@ fn run(cli: Cli, hook: Option<Hook>) -> ExitCode {
 
 async fn dispatch(command: Command, globals: &Globals) -> Result<ExitCode> {
     match command {
+        Command::Init(args) => commands::init::run(args, globals).await,
         Command::Config(args) => commands::config::run(args, globals).await,
+        Command::List(args) => commands::list::run(args, globals).await,
+        Command::Status(args) => commands::status::run(args, globals).await,
+        Command::ArchivePush(args) => commands::archive_push::run(args, globals).await,
         Command::Run(args) => commands::run::run(args, globals).await,
         Command::ArchiveGet(args) => commands::archive_get::run(args, globals).await,
         Command::Backup(args) => commands::backup::run(args, globals).await,
