@@ -71,6 +71,8 @@ async fn dispatch(command: Command, globals: &Globals) -> Result<ExitCode> {
     match command {
         Command::Config(args) => commands::config::run(args, globals).await,
         Command::Run(args) => commands::run::run(args, globals).await,
+        Command::ArchiveGet(args) => commands::archive_get::run(args, globals).await,
+        Command::Backup(args) => commands::backup::run(args, globals).await,
         Command::Backup(args) => commands::backup::run(args, globals).await,
         Command::ArchiveGet(args) => commands::archive_get::run(args, globals).await,
         #[cfg(test)]
