@@ -60,7 +60,6 @@ pub(crate) enum Command {
     #[cfg(test)]
     Init(commands::init::InitArgs),
     Run(commands::run::RunArgs),
-    #[cfg(test)]
     Backup(commands::backup::BackupArgs),
     #[cfg(test)]
     List(commands::list::ListArgs),

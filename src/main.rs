@@ -72,6 +72,9 @@ async fn dispatch(command: Command, globals: &Globals) -> Result<ExitCode> {
         Command::Config(args) => commands::config::run(args, globals).await,
         Command::Run(args) => commands::run::run(args, globals).await,
         Command::ArchiveGet(args) => commands::archive_get::run(args, globals).await,
+        Command::Backup(args) => commands::backup::run(args, globals).await,
+        Command::Backup(args) => commands::backup::run(args, globals).await,
+        Command::ArchiveGet(args) => commands::archive_get::run(args, globals).await,
         #[cfg(test)]
         Command::Panic(args) => panic!("on purpose, password=hunter2 {args:?}"),
         #[cfg(test)]

@@ -55,6 +55,14 @@ impl Screen {
             .suspend(|| std::io::stderr().lock().write_all(text))
     }
 
+    /// Writes a line about what is going on, where progress is shown at all.
+    pub(crate) fn say(&self, text: &str) {
+        if self.style != Style::Silent {
+            // As progress, a courtesy: a closed stderr must not end the work.
+            drop(self.write(format!("{text}\n").as_bytes()));
+        }
+    }
+
     /// Begins to show progress of `label`, in bytes; `total` may be unknown or an estimate.
     pub(crate) fn progress(&self, label: &str, total: Option<u64>) -> Progress {
         let bar = (self.style == Style::Bar).then(|| {

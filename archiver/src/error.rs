@@ -158,6 +158,22 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// A file that is not what its name says, or not finished.
+    #[error("{file}: {reason}")]
+    RefusedFile {
+        /// Its name.
+        file: String,
+        /// What does not fit.
+        reason: String,
+    },
+    /// WAL of a cluster that the repository does not know.
+    #[error("{repository}: the cluster {cluster} is not known there")]
+    UnknownCluster {
+        /// Its system identifier.
+        cluster: String,
+        /// The repository's URL.
+        repository: String,
+    },
     /// Bytes of PostgreSQL's own formats that cannot be read, or a position that cannot be decoded from.
     #[error(transparent)]
     Format(#[from] wal_format::Error),
@@ -225,7 +241,8 @@ impl Error {
             | Error::Tls { .. }
             | Error::Authentication { .. }
             | Error::UnsupportedServer { .. }
-            | Error::InvalidName { .. } => ErrorClass::Config,
+            | Error::InvalidName { .. }
+            | Error::UnknownCluster { .. } => ErrorClass::Config,
             Error::Connect { .. }
             | Error::UnsuitableServer { .. }
             | Error::Timeout { .. }
@@ -238,9 +255,10 @@ impl Error {
             }
             Error::Resume(crate::resume::ResumeConflict::StandbyBehind { .. }) => ErrorClass::Retry,
             Error::Resume(_) => ErrorClass::Conflict,
-            Error::InvalidWal { .. } | Error::Format(_) | Error::UnusableBackup { .. } => {
-                ErrorClass::Corrupt
-            }
+            Error::InvalidWal { .. }
+            | Error::RefusedFile { .. }
+            | Error::Format(_)
+            | Error::UnusableBackup { .. } => ErrorClass::Corrupt,
             Error::Interrupted { .. } | Error::NotArchiving { .. } | Error::WalNotStored { .. } => {
                 ErrorClass::Retry
             }

@@ -4,6 +4,7 @@ pub mod assembler;
 pub mod base_backup;
 pub mod error;
 pub mod progress;
+pub mod push;
 pub mod receive;
 pub mod replication;
 pub mod resume;

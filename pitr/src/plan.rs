@@ -175,6 +175,8 @@ pub struct Piece {
     pub start: Lsn,
     /// Where its bytes are.
     pub source: PieceSource,
+    /// Where the path leaves its timeline inside it: bytes from there on belong to a branch that was left.
+    pub cut: Option<Lsn>,
 }
 
 impl Piece {
@@ -204,19 +206,23 @@ pub fn plan_pieces(catalog: &Catalog, path: &WalPath, from: Lsn) -> Pieces {
         .timelines()
         .filter(|timeline| has_wal(catalog, path, *timeline))
         .collect();
+    let newest = stored.first().copied().unwrap_or(TimelineId::FIRST);
     let timeline_of = |number: SegmentNumber| {
         let begun = |timeline: &TimelineId| {
             path.first_segment(*timeline)
                 .is_some_and(|first| first <= number)
         };
-        let newest = stored.first().copied().unwrap_or(TimelineId::FIRST);
         path.timelines()
             .skip_while(|timeline| *timeline != newest)
             .find(begun)
     };
+    let end = path.end_of(newest);
     let mut pieces = Vec::new();
     let mut number = size.segment(from);
     while let Some(timeline) = timeline_of(number) {
+        if end.is_some_and(|end| size.start(number) >= end) {
+            break;
+        }
         let name = path.name(timeline, number);
         let objects = catalog.timelines.get(&timeline);
         let source = if objects.is_some_and(|objects| objects.segments.contains_key(&name)) {
@@ -237,6 +243,7 @@ pub fn plan_pieces(catalog: &Catalog, path: &WalPath, from: Lsn) -> Pieces {
                 name,
                 start: size.start(number),
                 source,
+                cut: end.filter(|end| size.segment(*end) == number),
             });
         }
         if !fills {

@@ -294,10 +294,7 @@ async fn push(
 ) -> Result<()> {
     let content = source.bytes(piece).await?;
     let mut problem: Option<String> = None;
-    let stored = content
-        .bytes
-        .get(..content.length as usize)
-        .unwrap_or(&content.bytes);
+    let stored = stored_bytes(piece, &content);
     decoder.push(stored, |step| match step {
         Step::Record(record) if problem.is_none() => finder.observe(&record),
         Step::Invalid { at, reason } if !content.may_end_torn => {
@@ -345,7 +342,7 @@ async fn count(source: &impl WalSource, request: &PlanRequest<'_>, piece: &Piece
     let content = source.bytes(piece).await.ok()?;
     let mut decoder = WalDecoder::new(request.decoder, piece.start).ok()?;
     let mut count = 0;
-    decoder.push(content.bytes.get(..content.length as usize)?, |step| {
+    decoder.push(stored_bytes(piece, &content), |step| {
         if let Step::Record(record) = step {
             let ends = matches!(
                 record.kind,
@@ -360,6 +357,16 @@ async fn count(source: &impl WalSource, request: &PlanRequest<'_>, piece: &Piece
         }
     });
     Some(count)
+}
+
+/// The WAL of a piece that belongs to the path: nothing behind what is stored, nothing behind a switch.
+fn stored_bytes<'a>(piece: &Piece, content: &'a PieceBytes) -> &'a [u8] {
+    let cut = piece.cut.and_then(|cut| cut.distance_from(piece.start));
+    let length = cut.map_or(u64::from(content.length), |cut| {
+        cut.min(u64::from(content.length))
+    });
+    let length = usize::try_from(length).unwrap_or(usize::MAX);
+    content.bytes.get(..length).unwrap_or(&content.bytes)
 }
 
 fn integrity(piece: &Piece, reason: String) -> Error {

@@ -1,9 +1,30 @@
-//! `walden backup`: what a user says to take a base backup.
+//! `walden backup`: takes a base backup. Owns the signals, what is shown meanwhile, and the advice for what can go wrong; the backup
+//! itself is `archiver::base_backup`.
 
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Error, Result};
+use archiver::base_backup::{self, BackupEvent, BackupOptions, BackupRequest};
+use archiver::error::ServerErrorKind;
+use archiver::upload::Uploader;
 use clap::Args;
+use repository::backup::BackupDescriptor;
+use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
 
+use super::Globals;
 use crate::cli::ServerArgs;
-use crate::units::ByteSize;
+use crate::config::Overrides;
+use crate::exit_code::ExitCode;
+use crate::failure::Advice;
+use crate::open;
+use crate::progress::{Progress, Screen};
+use crate::report;
+use crate::units::{ByteSize, human_duration};
+
+/// Time between two lines about WAL that is waited for.
+const WAIT_LINE_INTERVAL: Duration = Duration::from_secs(15);
 
 /// Take a full base backup over the replication connection
 ///
@@ -38,6 +59,238 @@ fn parse_rate(text: &str) -> Result<ByteSize, String> {
     } else {
         Err("the server accepts rates from 32KiB to 1GiB a second".to_owned())
     }
+}
+
+/// Takes a backup and says what it is; a first signal gives it up in order, a second one at once.
+pub(crate) async fn run(args: BackupArgs, globals: &Globals) -> Result<ExitCode> {
+    let overrides = Overrides {
+        conninfo: args.server.conninfo,
+        slot: args.server.slot,
+        ..Overrides::default()
+    };
+    let config = globals.load_config(&overrides)?;
+    let server = open::connection_info(&config)?;
+    let policy = open::seal_policy(&config)?;
+    let repository = open::open_existing_repository(&config).await?;
+    let cluster = open::find_cluster(&config, &repository, None).await?;
+    let url = repository.url().to_owned();
+    let uploader = Uploader::new(repository, policy, base_backup::UPLOAD_BUFFERS);
+    let request = BackupRequest {
+        server: &server,
+        uploader: &uploader,
+        cluster: &cluster,
+        slot: &config.postgres.slot,
+        options: BackupOptions {
+            fast_checkpoint: args.fast_checkpoint,
+            // The range was checked: it fits.
+            max_rate_kib: args
+                .max_rate
+                .and_then(|rate| u32::try_from(rate.bytes() / ByteSize::KIB).ok()),
+            ..BackupOptions::default()
+        },
+        now: jiff::Timestamp::now,
+        random: base_backup::draw_random()?,
+    };
+    let began = Instant::now();
+    let display = Display::new(&globals.screen);
+    let observe = |event| display.show(event);
+    let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
+    let mut signalled = async || {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    let (give_up, given_up) = tokio::sync::oneshot::channel();
+    let stop = async {
+        // The sender lives as long as this function.
+        given_up.await.ok();
+    };
+    let taken = tokio::select! {
+        taken = base_backup::take(&request, &observe, stop) => taken,
+        () = async {
+            signalled().await;
+            globals.screen.say("giving the backup up; a second signal leaves at once");
+            give_up.send(()).ok();
+            signalled().await;
+        } => Err(archiver::Error::Interrupted { during: "base backup" }),
+    };
+    display.finish();
+    let backup = taken.map_err(advise).context("take a base backup")?;
+    print(globals, &backup, &url, began.elapsed())?;
+    Ok(ExitCode::Done)
+}
+
+/// The next step after an error that has one.
+fn advise(error: archiver::Error) -> Error {
+    use archiver::Error as E;
+    let hint = match &error {
+        E::NotArchiving { .. } => {
+            "start `walden run` (or set archive_command = 'walden archive-push %p') and take the backup then"
+        }
+        E::WalNotStored { .. } => {
+            "see what `walden run` says, then take a new backup; where only archive_command archives a quiet primary of this standby, \
+             SELECT pg_switch_wal() there ends the wait"
+        }
+        E::WrongServer { .. } => {
+            "the repository keeps another cluster's WAL: check conninfo, or make this cluster known with `walden init`"
+        }
+        E::Interrupted { .. } => "nothing of it counts as a backup; take a new one",
+        E::Repository(repository::Error::AlreadyStored { key, .. })
+            if key.ends_with("/started.json") =>
+        {
+            let hint = "another backup took the same label in this second: try again";
+            return Advice::exit_code(Advice::hint(error.into(), hint), ExitCode::Locked);
+        }
+        other if other.server_kind() == Some(ServerErrorKind::DataCorrupted) => {
+            "the server found damaged pages; its log names the files"
+        }
+        _ => return error.into(),
+    };
+    Advice::hint(error.into(), hint)
+}
+
+/// What is shown while the backup runs.
+struct Display<'a> {
+    screen: &'a Screen,
+    progress: Mutex<Option<Progress>>,
+    waiting: Mutex<Option<Instant>>,
+}
+
+impl<'a> Display<'a> {
+    fn new(screen: &'a Screen) -> Self {
+        Self {
+            screen,
+            progress: Mutex::new(None),
+            waiting: Mutex::new(None),
+        }
+    }
+
+    fn show(&self, event: BackupEvent) {
+        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        match event {
+            BackupEvent::CheckpointRequested { label } => {
+                self.screen.say(&format!(
+                    "backup {label}: waiting for the server's checkpoint"
+                ));
+            }
+            BackupEvent::Started {
+                start_lsn,
+                timeline,
+                total_bytes,
+            } => {
+                self.screen.say(&format!(
+                    "backup: starts at {start_lsn} on timeline {timeline}"
+                ));
+                *progress = Some(self.screen.progress("backup", total_bytes));
+            }
+            BackupEvent::Received(bytes) => {
+                if let Some(progress) = &*progress {
+                    progress.advance(bytes);
+                }
+            }
+            BackupEvent::Stopped { .. } => {
+                if let Some(progress) = progress.take() {
+                    progress.finish();
+                }
+            }
+            BackupEvent::WaitingForWal {
+                timeline,
+                stored,
+                needed,
+            } => {
+                let mut said = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+                if said.is_none_or(|said| said.elapsed() >= WAIT_LINE_INTERVAL) {
+                    *said = Some(Instant::now());
+                    self.screen.say(&format!(
+                        "backup: waiting for its WAL: stored up to {stored}, needed up to {needed} on timeline {timeline}"
+                    ));
+                }
+            }
+        }
+    }
+
+    /// A backup that was given up leaves no bar behind.
+    fn finish(self) {
+        let progress = self
+            .progress
+            .into_inner()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(progress) = progress {
+            progress.finish();
+        }
+    }
+}
+
+fn print(
+    globals: &Globals,
+    backup: &BackupDescriptor,
+    repository: &str,
+    took: Duration,
+) -> Result<()> {
+    let tablespaces: Vec<_> = backup
+        .tablespaces
+        .iter()
+        .map(|tablespace| json!({ "oid": tablespace.oid, "location": tablespace.location }))
+        .collect();
+    let body = json!({
+        "label": backup.label,
+        "kind": backup.kind,
+        "repository": repository,
+        "system_identifier": backup.system_identifier.to_string(),
+        "server_version": backup.server_version,
+        "from_standby": backup.from_standby,
+        "timeline": backup.timeline,
+        "start_lsn": backup.start_lsn.to_string(),
+        "stop_lsn": backup.stop_lsn.to_string(),
+        "started": backup.started,
+        "stopped": backup.stopped,
+        "seconds": took.as_secs_f64(),
+        "plain_bytes": backup.plain_size,
+        "stored_bytes": backup.stored_size,
+        "parts": backup.parts.len(),
+        "tablespaces": tablespaces,
+    });
+    globals
+        .output
+        .print("walden.backup", &body, || to_text(backup, repository, took))
+}
+
+fn to_text(backup: &BackupDescriptor, repository: &str, took: Duration) -> String {
+    let source = match backup.from_standby {
+        true => "standby",
+        false => "primary",
+    };
+    let mut text = format!(
+        "backup {} ({}, from a {source}) in {repository}\n",
+        backup.label, backup.kind
+    );
+    let mut line = |name: &str, value: String| text.push_str(&format!("  {name:<8} {value}\n"));
+    line(
+        "size",
+        format!(
+            "{}, stored as {} in {} parts",
+            ByteSize::new(backup.plain_size),
+            ByteSize::new(backup.stored_size),
+            backup.parts.len()
+        ),
+    );
+    let (start, stop) = (backup.start_lsn, backup.stop_lsn);
+    line(
+        "WAL",
+        format!("{start} to {stop} on timeline {}, stored", backup.timeline),
+    );
+    line("began", report::time(backup.started));
+    line("ended", report::time(backup.stopped));
+    line("took", human_duration(took));
+    for tablespace in &backup.tablespaces {
+        line(
+            "space",
+            format!("{} {:?}", tablespace.oid, tablespace.location),
+        );
+    }
+    text
 }
 
 #[cfg(test)]

@@ -4,7 +4,6 @@
 pub(crate) mod archive_get;
 #[cfg(test)]
 pub(crate) mod archive_push;
-#[cfg(test)]
 pub(crate) mod backup;
 pub(crate) mod config;
 #[cfg(test)]

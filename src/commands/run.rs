@@ -1,17 +1,16 @@
-//! `walden run`: receives WAL continuously. Owns the signals; receiving itself is `archiver::receive`.
+//! `walden run`: receives WAL continuously. Receiving itself is `archiver::receive`.
 
 use anyhow::{Context, Result};
 use archiver::receive::{self, Receiver, ReceiverConfig, segments_in_flight};
 use archiver::upload::Uploader;
 use clap::Args;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
 
 use super::Globals;
 use crate::cli::ServerArgs;
 use crate::config::{OnInvalid, Overrides, Rpo};
 use crate::exit_code::ExitCode;
 use crate::open;
+use crate::shutdown::{GRACE, Shutdown};
 
 /// Receive WAL from the server and store it, until stopped
 ///
@@ -68,30 +67,10 @@ pub(crate) async fn run(args: RunArgs, globals: &Globals) -> Result<ExitCode> {
             OnInvalid::Refuse => receive::OnInvalid::Refuse,
         },
     };
-    let (stop, stopped) = watch::channel(false);
-    let receiver = Receiver::new(receiver, uploader, stopped)?;
-    let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
-    let work = receiver.run();
-    tokio::pin!(work);
-    let mut asked = false;
-    loop {
-        tokio::select! {
-            result = &mut work => {
-                result.context("receive WAL")?;
-                return Ok(ExitCode::Done);
-            }
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-        if asked {
-            tracing::warn!(
-                "second signal: leaving at once; the server's slot keeps what is not stored"
-            );
-            return Ok(ExitCode::Failed);
-        }
-        asked = true;
-        // The receiver listens for as long as it runs.
-        stop.send_replace(true);
-    }
+    let stop = Shutdown::on_signals(GRACE)?.channel();
+    Receiver::new(receiver, uploader, stop)?
+        .run()
+        .await
+        .context("receive WAL")?;
+    Ok(ExitCode::Done)
 }

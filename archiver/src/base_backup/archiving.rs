@@ -168,7 +168,6 @@ async fn archiver_fails(sql: &mut Connection) -> Result<bool> {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 

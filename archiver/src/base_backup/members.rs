@@ -160,7 +160,6 @@ fn checksum(block: &[u8; BLOCK_BYTES]) -> u32 {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 

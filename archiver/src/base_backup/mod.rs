@@ -119,6 +119,20 @@ pub enum BackupEvent {
     },
 }
 
+/// Random bits for [`BackupRequest::random`].
+///
+/// # Errors
+/// `LocalFile`: the system has no randomness.
+pub fn draw_random() -> Result<u16> {
+    let mut bits = [0; 2];
+    getrandom::fill(&mut bits).map_err(|error| Error::LocalFile {
+        path: "randomness".into(),
+        reason: error.to_string(),
+        source: None,
+    })?;
+    Ok(u16::from_le_bytes(bits))
+}
+
 type Observe<'a> = &'a (dyn Fn(BackupEvent) + Send + Sync);
 
 /// Takes a full base backup. It exists when this returns `Ok`, and only then.
@@ -283,7 +297,13 @@ async fn check_server(
             size.bytes().to_string(),
         ));
     }
-    Ok(size)
+    match connection.show("walden.restored_from").await {
+        Ok(from) if !from.is_empty() => Err(Error::RestoredClone { from }),
+        Ok(_) => Ok(size),
+        // A server that was never restored does not know the setting.
+        Err(error) if error.server().is_some() => Ok(size),
+        Err(error) => Err(error),
+    }
 }
 
 /// Takes the label, before anything else is stored under it.

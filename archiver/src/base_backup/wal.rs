@@ -176,7 +176,6 @@ fn contiguous_to(
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
     use repository::catalog::Catalog;

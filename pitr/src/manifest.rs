@@ -1,0 +1,305 @@
+//! The list of files in PostgreSQL's `backup_manifest` (versions 1 and 2, PostgreSQL 13 to 18), and whether what was written is what it
+//! lists (pure). Its WAL ranges are the archiver's business; nothing here reads files.
+
+use crate::error::{Error, Result};
+use crate::tar_slice::check_path;
+use crc_fast::CrcAlgorithm;
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use wal_format::{Lsn, TimelineId};
+
+/// The name of the object in errors.
+const OBJECT: &str = "backup_manifest";
+
+/// One file of a backup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileFacts {
+    /// Size in bytes.
+    pub size: u64,
+    /// CRC-32C of its bytes; `None` where the backup was taken with another checksum or none.
+    pub crc32c: Option<u32>,
+}
+
+/// What a restore reads of a manifest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Manifest {
+    /// Files by path below the data directory; those of tablespaces below `pg_tblspc/<oid>`.
+    pub files: BTreeMap<String, FileFacts>,
+    /// Whose backup it is; absent before PostgreSQL 17.
+    pub system_identifier: Option<u64>,
+    /// First byte of WAL it needs, and the timeline.
+    pub start: (TimelineId, Lsn),
+    /// First byte of WAL it no longer needs, and the timeline.
+    pub stop: (TimelineId, Lsn),
+}
+
+#[derive(Deserialize)]
+struct Document {
+    #[serde(rename = "PostgreSQL-Backup-Manifest-Version")]
+    version: u64,
+    #[serde(rename = "System-Identifier")]
+    system_identifier: Option<u64>,
+    #[serde(rename = "Files")]
+    files: Vec<FileEntry>,
+    #[serde(rename = "WAL-Ranges")]
+    wal_ranges: Vec<WalRange>,
+    #[serde(rename = "Manifest-Checksum")]
+    checksum: String,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct FileEntry {
+    path: Option<String>,
+    #[serde(rename = "Encoded-Path")]
+    encoded_path: Option<String>,
+    size: u64,
+    #[serde(rename = "Checksum-Algorithm")]
+    algorithm: Option<String>,
+    checksum: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct WalRange {
+    timeline: u32,
+    #[serde(rename = "Start-LSN")]
+    start: String,
+    #[serde(rename = "End-LSN")]
+    end: String,
+}
+
+impl Manifest {
+    /// Reads a manifest and compares its checksum of itself.
+    ///
+    /// # Errors
+    /// `Corrupt`: not a manifest, damaged, or with paths that could leave the data directory.
+    pub fn parse(bytes: &[u8]) -> Result<Self> {
+        let document: Document = serde_json::from_slice(bytes)
+            .map_err(|error| integrity(format!("cannot be read: {error}")))?;
+        if !(1..=2).contains(&document.version) {
+            return Err(integrity(format!(
+                "version {} is not known",
+                document.version
+            )));
+        }
+        if own_checksum(bytes).as_ref() != Some(&document.checksum) {
+            return Err(integrity("its checksum of itself does not fit".into()));
+        }
+        let mut files = BTreeMap::new();
+        for entry in &document.files {
+            let (path, facts) = entry.read()?;
+            if files.insert(path.clone(), facts).is_some() {
+                return Err(integrity(format!("lists {path:?} twice")));
+            }
+        }
+        let mut ends: Vec<(TimelineId, Lsn, Lsn)> = Vec::new();
+        for range in &document.wal_ranges {
+            let parsed = TimelineId::new(range.timeline)
+                .zip(range.start.parse().ok())
+                .zip(range.end.parse().ok());
+            let ((timeline, start), end) =
+                parsed.ok_or_else(|| integrity("has a WAL range that makes no sense".into()))?;
+            ends.push((timeline, start, end));
+        }
+        ends.sort_unstable();
+        let (Some(first), Some(last)) = (ends.first(), ends.last()) else {
+            return Err(integrity("has no WAL range".into()));
+        };
+        Ok(Self {
+            files,
+            system_identifier: document.system_identifier,
+            start: (first.0, first.1),
+            stop: (last.0, last.2),
+        })
+    }
+}
+
+impl FileEntry {
+    fn read(&self) -> Result<(String, FileFacts)> {
+        let path = match (&self.path, &self.encoded_path) {
+            (Some(path), None) => path.clone(),
+            (None, Some(encoded)) => decode_hex(encoded)
+                .and_then(|bytes| String::from_utf8(bytes).ok())
+                .ok_or_else(|| {
+                    integrity(format!(
+                        "has a path that is not UTF-8 ({encoded}): such files cannot be restored"
+                    ))
+                })?,
+            _ => return Err(integrity("has a file without a path".into())),
+        };
+        check_path(&path).map_err(integrity)?;
+        let crc32c = match (self.algorithm.as_deref(), &self.checksum) {
+            (Some("CRC32C"), Some(hex)) => {
+                // The server prints the bytes as they stand in its memory.
+                let bytes = decode_hex(hex).and_then(|bytes| <[u8; 4]>::try_from(bytes).ok());
+                Some(bytes.map(u32::from_le_bytes).ok_or_else(|| {
+                    integrity(format!("has a checksum that makes no sense for {path:?}"))
+                })?)
+            }
+            _ => None,
+        };
+        Ok((
+            path,
+            FileFacts {
+                size: self.size,
+                crc32c,
+            },
+        ))
+    }
+}
+
+/// CRC-32C as the manifest has it.
+pub fn crc32c(bytes: &[u8]) -> u32 {
+    low_half(crc_fast::checksum(CrcAlgorithm::Crc32Iscsi, bytes))
+}
+
+/// The pieces of one file, each with its CRC-32C, as they arrive in any order.
+#[derive(Clone, Debug, Default)]
+pub struct PieceSums {
+    /// Offset to length and CRC-32C.
+    pieces: BTreeMap<u64, (u64, u32)>,
+}
+
+impl PieceSums {
+    /// Adds a piece.
+    pub fn add(&mut self, offset: u64, bytes: &[u8]) {
+        self.pieces
+            .insert(offset, (bytes.len() as u64, crc32c(bytes)));
+    }
+
+    /// The CRC-32C of the whole file; `None` while pieces are missing.
+    pub fn whole(&self, size: u64) -> Option<u32> {
+        let mut end = 0;
+        let mut sum = 0;
+        for (offset, (length, crc)) in &self.pieces {
+            if *offset != end {
+                return None;
+            }
+            end += length;
+            sum =
+                crc_fast::checksum_combine(CrcAlgorithm::Crc32Iscsi, sum, u64::from(*crc), *length);
+        }
+        (end == size).then_some(low_half(sum))
+    }
+}
+
+/// A CRC of 32 bits comes in a 64-bit number.
+fn low_half(sum: u64) -> u32 {
+    u32::try_from(sum & u64::from(u32::MAX)).unwrap_or_default()
+}
+
+/// SHA-256, in hexadecimal, of all lines but the last, which holds this checksum.
+fn own_checksum(bytes: &[u8]) -> Option<String> {
+    let last_line = bytes.strip_suffix(b"\n")?;
+    let covered = last_line.iter().rposition(|byte| *byte == b'\n')? + 1;
+    let mut text = String::with_capacity(64);
+    for byte in Sha256::digest(bytes.get(..covered)?) {
+        write!(text, "{byte:02x}").ok()?;
+    }
+    Some(text)
+}
+
+fn decode_hex(text: &str) -> Option<Vec<u8>> {
+    let digits: Option<Vec<u8>> = text
+        .chars()
+        .map(|c| c.to_digit(16).and_then(|digit| u8::try_from(digit).ok()))
+        .collect();
+    let digits = digits.filter(|digits| digits.len() % 2 == 0)?;
+    Some(
+        digits
+            .chunks_exact(2)
+            .map(|pair| pair.iter().fold(0, |byte, digit| byte << 4 | digit))
+            .collect(),
+    )
+}
+
+fn integrity(reason: String) -> Error {
+    Error::Integrity {
+        object: OBJECT.into(),
+        reason,
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn manifest(files: &str) -> Vec<u8> {
+        let mut text = format!(
+            "{{ \"PostgreSQL-Backup-Manifest-Version\": 2,\n\"System-Identifier\": 7412345678901234567,\n\"Files\": [\n{files}],\n\"WAL-Ranges\": [\n{{ \"Timeline\": 1, \"Start-LSN\": \"0/2000028\", \"End-LSN\": \"0/2000120\" }}\n],\n"
+        );
+        let sum: String = Sha256::digest(text.as_bytes())
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
+        text.push_str(&format!("\"Manifest-Checksum\": \"{sum}\"}}\n"));
+        text.into_bytes()
+    }
+
+    #[test]
+    fn reads_files_and_the_range() {
+        let bytes = manifest(
+            "{ \"Path\": \"base/1/2\", \"Size\": 9, \"Last-Modified\": \"x\", \"Checksum-Algorithm\": \"CRC32C\", \"Checksum\": \"839206e3\" },\n{ \"Encoded-Path\": \"c3a9\", \"Size\": 0 }\n",
+        );
+        let found = Manifest::parse(&bytes).unwrap();
+        // The check value of CRC-32C, in memory order.
+        assert_eq!(
+            found.files["base/1/2"],
+            FileFacts {
+                size: 9,
+                crc32c: Some(crc32c(b"123456789"))
+            }
+        );
+        assert_eq!(found.files["é"].crc32c, None);
+        assert_eq!(found.stop, (TimelineId::FIRST, Lsn::new(0x2000120)));
+        assert_eq!(found.system_identifier, Some(7412345678901234567));
+        let mut damaged = bytes.clone();
+        let at = damaged.windows(2).position(|pair| pair == b"9,").unwrap();
+        damaged[at] = b'8';
+        assert!(
+            Manifest::parse(&damaged)
+                .unwrap_err()
+                .to_string()
+                .contains("checksum of itself")
+        );
+    }
+
+    #[test]
+    fn refuses_what_no_server_writes() {
+        for files in [
+            "{ \"Path\": \"../x\", \"Size\": 0 }",
+            "{ \"Path\": \"/x\", \"Size\": 0 }",
+            "{ \"Encoded-Path\": \"2e2e\", \"Size\": 0 }",
+            "{ \"Encoded-Path\": \"ff\", \"Size\": 0 }",
+            "{ \"Size\": 0 }",
+            "{ \"Path\": \"x\", \"Size\": -1 }",
+            "{ \"Path\": \"x\", \"Size\": 0, \"Checksum-Algorithm\": \"CRC32C\", \"Checksum\": \"12\" }",
+            "{ \"Path\": \"x\", \"Size\": 0 }, { \"Path\": \"x\", \"Size\": 0 }",
+        ] {
+            let error = Manifest::parse(&manifest(files)).unwrap_err();
+            assert_eq!(error.class(), repository::ErrorClass::Corrupt, "{files}");
+        }
+        assert!(Manifest::parse(b"{}").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn pieces_in_any_order_sum_to_the_whole(bytes in proptest::collection::vec(any::<u8>(), 0..500), cut in 1_usize..100, reverse: bool) {
+            let mut sums = PieceSums::default();
+            let mut pieces: Vec<(usize, &[u8])> = bytes.chunks(cut).enumerate().map(|(index, piece)| (index * cut, piece)).collect();
+            if reverse {
+                pieces.reverse();
+            }
+            for (index, (offset, piece)) in pieces.iter().enumerate() {
+                prop_assert!(index == 0 || sums.whole(bytes.len() as u64).is_none());
+                sums.add(*offset as u64, piece);
+            }
+            prop_assert_eq!(sums.whole(bytes.len() as u64), Some(crc32c(&bytes)));
+        }
+    }
+}
