@@ -6,14 +6,18 @@
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 use wal_format::testing::WalBuilder;
-use wal_format::{DecoderConfig, Lsn, Major, PageHeader, SegmentScanner, SegmentSize, Step, Timestamp, WalDecoder};
+use wal_format::{
+    DecoderConfig, Lsn, Major, PageHeader, SegmentScanner, SegmentSize, Step, Timestamp, WalDecoder,
+};
 
 /// The time given to each measurement.
 const BUDGET: Duration = Duration::from_millis(300);
 
 fn main() {
     let segment = match std::env::var_os("WALDEN_BENCH_SEGMENT") {
-        Some(path) => std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display())),
+        Some(path) => {
+            std::fs::read(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+        }
         None => generate(),
     };
     let (page, long) = PageHeader::parse_first(&segment).expect("a WAL segment");
@@ -24,8 +28,14 @@ fn main() {
     };
     let mut records = 0_u64;
     let mut decoder = WalDecoder::new(config, page.address).expect("page start");
-    decoder.push(&segment, |step| records += u64::from(matches!(step, Step::Record(_))));
-    println!("{} bytes, {records} records, valid to {}", segment.len(), decoder.chain_end());
+    decoder.push(&segment, |step| {
+        records += u64::from(matches!(step, Step::Record(_)))
+    });
+    println!(
+        "{} bytes, {records} records, valid to {}",
+        segment.len(),
+        decoder.chain_end()
+    );
     assert!(records > 0, "nothing to scan");
 
     let mut target = vec![0_u8; segment.len()];
@@ -47,8 +57,15 @@ fn main() {
     });
     println!("memcpy                 {memcpy:6.2} GB/s");
     println!("CRC-32C alone          {crc:6.2} GB/s");
-    for (name, rate) in [("scan                 ", scan), ("scan as it is received", pieces)] {
-        println!("{name} {rate:6.2} GB/s   {:.2} of memcpy, {:.2} of the CRC alone (aim: 7-9 GB/s)", rate / memcpy, rate / crc);
+    for (name, rate) in [
+        ("scan                 ", scan),
+        ("scan as it is received", pieces),
+    ] {
+        println!(
+            "{name} {rate:6.2} GB/s   {:.2} of memcpy, {:.2} of the CRC alone (aim: 7-9 GB/s)",
+            rate / memcpy,
+            rate / crc
+        );
     }
 }
 
