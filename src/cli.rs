@@ -53,8 +53,6 @@ const STYLES: Styles = Styles::styled()
     .placeholder(AnsiColor::Cyan.on_default());
 
 /// One variant a command, in the order in which a user meets them.
-///
-/// A variant marked `cfg(test)` has its arguments (and their tests) but no code yet: the program does not offer it.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Init(commands::init::InitArgs),
