@@ -15,6 +15,7 @@ mod probe;
 mod progress;
 mod redact;
 mod report;
+mod restore_run;
 mod server_check;
 mod shutdown;
 mod units;
