@@ -175,8 +175,8 @@ pub(crate) async fn find_cluster(
 
 /// The store's deadlines for a command that a person waits for: asking again is cheap, waiting five minutes is not.
 pub(crate) const IMPATIENT: Deadlines = Deadlines {
-    request: Duration::from_secs(10),
-    total: Duration::from_secs(20),
+    request: Duration::from_secs(5),
+    total: Duration::from_secs(8),
 };
 
 #[cfg(test)]

@@ -115,6 +115,8 @@ pub(crate) async fn run(args: ListArgs, globals: &Globals) -> Result<ExitCode> {
         let window = survey.window(&descriptor).await?;
         backups.push(Backup::new(&descriptor, window));
     }
+    // Labels have no more than seconds.
+    backups.sort_by_key(|backup| backup.started);
     let report = Report {
         repository: survey.repository.url().to_owned(),
         cluster: survey.cluster.id().to_string(),
