@@ -22,9 +22,11 @@ mod progress;
 mod redact;
 mod report;
 mod server_check;
+mod setup;
 mod shutdown;
 mod units;
 mod usage;
+mod windows;
 
 use std::ffi::OsString;
 

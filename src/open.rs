@@ -181,8 +181,6 @@ pub(crate) const IMPATIENT: Deadlines = Deadlines {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
     use super::*;
     use crate::config::{Overrides, RepositoryOverride};
     use crate::failure::Failure;

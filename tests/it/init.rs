@@ -1,6 +1,8 @@
 //! `walden init` and `walden config check` against real servers: what they make, that twice is as once, what each thing missing
 //! looks like, and that no secret is printed.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use crate::support::postgres::Server;
 use crate::support::process::Output;
 use crate::support::walden::Walden;

@@ -232,3 +232,57 @@ fn status_tells_apart_which_side_is_down() {
     run.signal(Signal::TERM);
     run.wait(DEADLINE).expect_success();
 }
+
+#[test]
+fn a_window_goes_on_across_a_promotion_where_its_history_can_be_read() {
+    let server = Server::builder(18).wal_segment_mib(1).start();
+    let mut site = Site::new(server, None, &[]);
+    let run = receive(&site);
+    site.walden
+        .run(["backup", "--fast-checkpoint"])
+        .expect_success();
+    let standby = site.server.standby();
+    site.server.psql("create table t (n int)");
+    wait_stored(&site);
+    let switched = site.server.psql("select pg_current_wal_flush_lsn()");
+    wait_until("the standby has it all", DEADLINE, || {
+        let query = format!("select pg_last_wal_replay_lsn() >= '{switched}'");
+        (standby.psql(&query) == "t").then_some(())
+    });
+    run.signal(Signal::TERM);
+    run.wait(DEADLINE).expect_success();
+    site.server.stop(Stop::Fast, DEADLINE);
+    standby.promote();
+    // The roles change: what is the site's server now is what was promoted.
+    let old = std::mem::replace(&mut site.server, standby);
+    let config = site.folder.join("walden.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    let moved = text.replace(&old.conninfo(), &site.server.conninfo());
+    assert_ne!(moved, text);
+    fs::write(&config, &moved).unwrap();
+    let run = receive(&site);
+    site.server.psql("insert into t values (1)");
+    wait_stored(&site);
+    let flushed = site.server.psql("select pg_current_wal_flush_lsn()");
+    run.signal(Signal::TERM);
+    run.wait(DEADLINE).expect_success();
+
+    let window = |site: &Site| {
+        let listed = json(&site.walden.run(["list", "--json"]).expect_success());
+        listed["backups"][0]["window"].clone()
+    };
+    let keyless = window(&site);
+    assert_eq!(keyless["timeline"], 1, "{keyless}");
+    assert_ne!(keyless["to_lsn"], flushed.as_str(), "{keyless}");
+    let with_key = "[encryption]\nidentity = \"file:walden.key\"\n";
+    fs::write(&config, moved.replace("[encryption]\n", with_key)).unwrap();
+    let across = window(&site);
+    assert_eq!(
+        (&across["timeline"], &across["to_lsn"]),
+        (&2.into(), &flushed.into()),
+        "{across}"
+    );
+    let status = json(&site.walden.run(["status", "--json"]).expect_code(3));
+    assert_eq!(status["lag_bytes"], 0, "{status}");
+    assert_eq!(status["server"]["timeline"], 2, "{status}");
+}

@@ -1,6 +1,8 @@
 //! `archive_command = 'walden archive-push …'` of real servers: every file they hand over is stored as it was, decoded here by
 //! hand; and every way in which a call must fail, with its words and the hook's status.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use crate::support::object_store::Bucket;
 use crate::support::postgres::{Server, Stop};
 use crate::support::process::{self, COMMAND_DEADLINE, command};
