@@ -46,11 +46,11 @@ impl Window {
     /// For people, in one line.
     pub(crate) fn to_text(&self) -> String {
         let newest = match self.to_time {
-            Some(newest) => time(newest),
-            None => "no later transaction".to_owned(),
+            Some(newest) => format!("to {}", time(newest)),
+            None => "on, no later transaction".to_owned(),
         };
         let mut text = format!(
-            "{} ({}) to {newest} ({}), timeline {}",
+            "from {} {newest} (WAL {} to {}, timeline {})",
             time(self.from_time),
             self.from_lsn,
             self.to_lsn,

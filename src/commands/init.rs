@@ -90,7 +90,7 @@ pub(crate) async fn run(args: InitArgs, globals: &Globals) -> Result<ExitCode> {
             &Overrides::default(),
         )?),
     };
-    let mut config = wanted_config(&args, &file)?;
+    let mut config = wanted_config(&args, &file, existing.as_ref())?;
     let info = open::connection_info(&config)?;
     let facts = ServerFacts::ask(&info, &config.postgres.slot).await;
     let findings = server_check::judge(&facts, &config.postgres.slot);
@@ -152,16 +152,19 @@ fn config_path(globals: &Globals) -> Result<PathBuf> {
         .context("where the configuration goes")
 }
 
-/// The configuration as the command line wants it, without keys and identifier.
-fn wanted_config(args: &InitArgs, file: &Path) -> Result<Config> {
+/// The configuration as the command line wants it, without keys and identifier. What it does not say of the server, an existing
+/// file does.
+fn wanted_config(args: &InitArgs, file: &Path, existing: Option<&Config>) -> Result<Config> {
+    let known = existing.map(|config| &config.postgres);
     let mut repository = args.store.repository(&args.url);
     // The file may stand elsewhere, and a hook runs elsewhere.
     if let Some(path) = repository.ca_file.take() {
         repository.ca_file = Some(std::path::absolute(path).context("--ca-file")?);
     }
     let overrides = Overrides {
-        conninfo: args.server.conninfo.clone(),
-        slot: args.server.slot.clone(),
+        conninfo: (args.server.conninfo.clone())
+            .or_else(|| known.and_then(|known| known.conninfo.clone())),
+        slot: (args.server.slot.clone()).or_else(|| known.map(|known| known.slot.clone())),
         repository: Some(repository),
         ..Overrides::default()
     };

@@ -129,6 +129,9 @@ fn twice_is_as_once() {
     assert!(!identity.exists());
     assert_eq!(listing(&place.root()), stored);
     place.run(&["config", "check"]).expect_success();
+    // Where the server is, the file knows.
+    let fourth = place.run(&["init", &place.url]).expect_success();
+    assert!(fourth.stdout.contains("(unchanged)"), "{fourth}");
 
     // Other wishes do not replace the file, they are shown.
     let before = fs::read_to_string(place.folder.join("walden.toml")).unwrap();
@@ -143,6 +146,16 @@ fn twice_is_as_once() {
         fs::read_to_string(place.folder.join("walden.toml")).unwrap(),
         before
     );
+
+    // The file of another cluster is not this server's.
+    let file = place.folder.join("walden.toml");
+    fs::write(&file, before.replace(&identifier, "7")).unwrap();
+    let checked = place.run(&["config", "check"]).expect_code(2);
+    assert!(
+        checked.stdout.contains("the configuration names 7"),
+        "{checked}"
+    );
+    fs::write(&file, before).unwrap();
 
     // The same cluster with other segments is another one: nothing may continue in its place.
     let cluster = place.root().join(&identifier).join("cluster.json");
