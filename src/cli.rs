@@ -53,15 +53,12 @@ const STYLES: Styles = Styles::styled()
     .placeholder(AnsiColor::Cyan.on_default());
 
 /// One variant a command, in the order in which a user meets them.
-///
-/// A variant marked `cfg(test)` has its arguments (and their tests) but no code yet: the program does not offer it.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     Init(commands::init::InitArgs),
     Run(commands::run::RunArgs),
     Backup(commands::backup::BackupArgs),
     List(commands::list::ListArgs),
-    #[cfg(test)]
     Restore(Box<commands::restore::RestoreArgs>),
     Status(commands::status::StatusArgs),
     Config(commands::config::ConfigArgs),

@@ -1,13 +1,5 @@
 //! `walden`: PostgreSQL WAL archiving and point-in-time recovery.
 
-#![cfg_attr(
-    not(test),
-    expect(
-        dead_code,
-        reason = "the frame is whole before the commands that use it; goes with the last of them"
-    )
-)]
-
 mod archiving_state;
 mod cli;
 mod commands;
@@ -18,6 +10,8 @@ mod gaps;
 mod hook;
 mod logging;
 mod open;
+mod plan_report;
+mod probe;
 mod progress;
 mod redact;
 mod report;
@@ -82,10 +76,9 @@ async fn dispatch(command: Command, globals: &Globals) -> Result<ExitCode> {
         Command::Run(args) => commands::run::run(args, globals).await,
         Command::ArchiveGet(args) => commands::archive_get::run(args, globals).await,
         Command::Backup(args) => commands::backup::run(args, globals).await,
+        Command::Restore(args) => commands::restore::run(*args, globals).await,
         #[cfg(test)]
         Command::Panic(args) => panic!("on purpose, password=hunter2 {args:?}"),
-        #[cfg(test)]
-        other => panic!("{other:?} is not built"),
     }
 }
 

@@ -7,7 +7,6 @@ pub(crate) mod backup;
 pub(crate) mod config;
 pub(crate) mod init;
 pub(crate) mod list;
-#[cfg(test)]
 pub(crate) mod restore;
 pub(crate) mod run;
 pub(crate) mod status;

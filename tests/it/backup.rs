@@ -253,7 +253,11 @@ fn extract(streams: &BTreeMap<Archive, PathBuf>, data: &Path) {
         };
         fs::create_dir_all(&folder).expect("make a folder");
         let mut extract = command("tar");
-        extract.arg("-x").arg("-f").arg(tar).arg("-C").arg(folder);
+        extract
+            .args(["-x", "--no-same-owner", "-f"])
+            .arg(tar)
+            .arg("-C")
+            .arg(folder);
         process::run(extract, COMMAND_DEADLINE).expect_success();
     }
 }

@@ -14,7 +14,7 @@ use repository::sealed::{Facts, Sealed};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{JoinError, JoinSet};
 
-use super::members::{PartMembers, TarMembers};
+use super::members::{PartMembers, TarMembers, leading_file};
 use crate::upload::Uploader;
 use crate::{Error, Result};
 
@@ -47,6 +47,7 @@ pub(super) struct PartUploads {
     sealed: Arc<Semaphore>,
     tasks: JoinSet<Result<PartDescriptor>>,
     stored: Vec<PartDescriptor>,
+    label: Option<wal_format::BackupLabel>,
 }
 
 struct OpenArchive {
@@ -69,7 +70,13 @@ impl PartUploads {
             sealed: Arc::new(Semaphore::new(SEALED_PARTS)),
             tasks: JoinSet::new(),
             stored: Vec::new(),
+            label: None,
         }
+    }
+
+    /// The `backup_label` that the data directory's stream began with.
+    pub(super) fn label(&self) -> Option<&wal_format::BackupLabel> {
+        self.label.as_ref()
     }
 
     /// The next tar stream begins. The one before must be finished.
@@ -154,6 +161,9 @@ impl PartUploads {
         let plain = std::mem::replace(&mut open.buffer, next);
         let members = open.members.walk(&plain);
         let members = members.map_err(|reason| unusable(open.archive, reason))?;
+        if (open.archive, open.part) == (Archive::Base, 0) {
+            self.label = Some(read_label(&plain)?);
+        }
         let object = BackupObject::Part {
             archive: open.archive,
             part: open.part,
@@ -197,6 +207,15 @@ impl PartUploads {
     fn note(&mut self, joined: Result<Result<PartDescriptor>, JoinError>) -> Result<()> {
         note(&mut self.stored, joined)
     }
+}
+
+/// Without its `backup_label` a data directory would recover from the wrong place, and look well.
+fn read_label(part: &[u8]) -> Result<wal_format::BackupLabel> {
+    let missing = || unusable("base", "it does not begin with backup_label".into());
+    let (_, contents) = leading_file(part)
+        .filter(|(name, _)| name == b"backup_label")
+        .ok_or_else(missing)?;
+    Ok(wal_format::BackupLabel::parse(contents)?)
 }
 
 fn note(
