@@ -17,9 +17,11 @@ mod redact;
 mod report;
 mod restore_run;
 mod server_check;
+mod setup;
 mod shutdown;
 mod units;
 mod usage;
+mod windows;
 
 use std::ffi::OsString;
 

@@ -2,5 +2,8 @@
 //! expensive (an object store, `initdb`) is made once. What the tests stand on is in `support`.
 
 mod backup;
+mod init;
+mod list_status;
+mod push;
 mod support;
 mod support_test;
