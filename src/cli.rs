@@ -63,7 +63,6 @@ pub(crate) enum Command {
     Backup(commands::backup::BackupArgs),
     #[cfg(test)]
     List(commands::list::ListArgs),
-    #[cfg(test)]
     Restore(Box<commands::restore::RestoreArgs>),
     #[cfg(test)]
     Status(commands::status::StatusArgs),

@@ -16,6 +16,8 @@ mod failure;
 mod hook;
 mod logging;
 mod open;
+mod plan_report;
+mod probe;
 mod progress;
 mod redact;
 mod report;
@@ -73,6 +75,7 @@ async fn dispatch(command: Command, globals: &Globals) -> Result<ExitCode> {
         Command::Run(args) => commands::run::run(args, globals).await,
         Command::ArchiveGet(args) => commands::archive_get::run(args, globals).await,
         Command::Backup(args) => commands::backup::run(args, globals).await,
+        Command::Restore(args) => commands::restore::run(*args, globals).await,
         #[cfg(test)]
         Command::Panic(args) => panic!("on purpose, password=hunter2 {args:?}"),
         #[cfg(test)]

@@ -5,6 +5,7 @@ pub mod assemble;
 pub mod conf_file;
 pub mod data_directory;
 pub mod error;
+pub mod load;
 pub mod manifest;
 pub mod plan;
 pub mod postgres;

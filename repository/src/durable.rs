@@ -536,7 +536,6 @@ fn io_error(action: &'static str, path: &Path, source: io::Error) -> Error {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
     use crate::ErrorClass;

@@ -10,7 +10,6 @@ pub(crate) mod config;
 pub(crate) mod init;
 #[cfg(test)]
 pub(crate) mod list;
-#[cfg(test)]
 pub(crate) mod restore;
 pub(crate) mod run;
 #[cfg(test)]

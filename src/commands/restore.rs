@@ -1,13 +1,23 @@
-//! `walden restore`: what a user says to bring a cluster back to a moment.
-//! What a target text means is decided by the `pitr` crate; here stand only the flags and their shapes.
+//! `walden restore`: brings a cluster back to a moment. Here stand the flags and the order of the steps; what a target means, the plan
+//! and the work are the `pitr` crate's.
 
 use std::path::PathBuf;
 
+use anyhow::{Context, Result};
 use clap::{ArgGroup, Args, ValueEnum, ValueHint};
+use pitr::load::load_plan;
+use pitr::segment_source::SegmentSource;
+use pitr::time::find_zone;
+use pitr::{RecoveryGoal, RecoveryTarget};
 use repository::identity::SecretReference;
+use wal_format::TimelineId;
 
+use super::Globals;
 use crate::cli::SourceArgs;
-use crate::config::parse_secret_reference;
+use crate::config::{Overrides, parse_secret_reference};
+use crate::exit_code::ExitCode;
+use crate::failure::Advise;
+use crate::{open, plan_report};
 
 /// Bring the cluster back, in a new data directory, at a chosen moment
 ///
@@ -187,6 +197,85 @@ fn parse_timeline(text: &str) -> Result<u32, String> {
         Ok(timeline) if timeline > 0 && !text.contains('+') => Ok(timeline),
         _ => Err("a timeline is a number from 1 on, or hexadecimal after 0x".to_owned()),
     }
+}
+
+/// Plans, shows the plan, and does it.
+pub(crate) async fn run(args: RestoreArgs, globals: &Globals) -> Result<ExitCode> {
+    let (goal, target) = goal_of(&args.target)?;
+    let overrides = Overrides {
+        identity: args.identity.clone(),
+        repository: args.source.repository(),
+        ..Overrides::default()
+    };
+    let config = globals.load_config(&overrides)?;
+    let repository = open::open_existing_repository(&config).await?;
+    let cluster = open::find_cluster(&config, &repository, args.source.cluster.as_deref()).await?;
+    let source = SegmentSource {
+        policy: open::open_policy(&config, args.allow_plain).await?,
+        cluster: cluster.id(),
+        size: cluster.segment_size()?,
+        repository,
+    };
+    let label = args
+        .backup
+        .as_deref()
+        .map(str::parse)
+        .transpose()
+        .exit_code(ExitCode::Usage)?;
+    let timeline = args.target.timeline.and_then(TimelineId::new);
+    let loaded = load_plan(&source, &goal, timeline, label.as_ref())
+        .await
+        .with_context(|| format!("plan the recovery to {target}"))?;
+    if args.dry_run {
+        let body = plan_report::to_json(&loaded, &target);
+        globals.output.print("walden.restore-plan", &body, || {
+            plan_report::to_text(&loaded, &target)
+        })?;
+        return Ok(ExitCode::Done);
+    }
+    globals.screen.say(&plan_report::to_text(&loaded, &target));
+    Ok(ExitCode::Done)
+}
+
+/// What the user asked for, and in which words.
+fn goal_of(args: &TargetArgs) -> Result<(RecoveryGoal, String)> {
+    let zone = args
+        .tz
+        .as_deref()
+        .map(find_zone)
+        .transpose()
+        .exit_code(ExitCode::Usage)?;
+    let zone = zone.as_ref();
+    let forms: [(
+        &Option<String>,
+        &str,
+        fn(&str, Option<&jiff::tz::TimeZone>) -> pitr::Result<RecoveryTarget>,
+    ); 5] = [
+        (&args.to, "", RecoveryTarget::parse),
+        (&args.to_time, "time ", RecoveryTarget::parse_time),
+        (&args.to_lsn, "LSN ", |text, _| {
+            RecoveryTarget::parse_lsn(text)
+        }),
+        (&args.to_xid, "transaction ", |text, _| {
+            RecoveryTarget::parse_xid(text)
+        }),
+        (&args.to_name, "restore point ", |text, _| {
+            RecoveryTarget::parse_name(text)
+        }),
+    ];
+    let given = forms
+        .iter()
+        .find_map(|(text, kind, parse)| Some((text.as_deref()?, kind, parse)));
+    let (text, kind, parse) = given.context("no target").exit_code(ExitCode::Usage)?;
+    let target = parse(text, zone).exit_code(ExitCode::Usage)?;
+    let position = if args.exclusive { "just before " } else { "" };
+    Ok((
+        RecoveryGoal {
+            target,
+            inclusive: !args.exclusive,
+        },
+        format!("{position}{kind}{text}"),
+    ))
 }
 
 #[cfg(test)]

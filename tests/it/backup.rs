@@ -372,6 +372,12 @@ fn encrypted_backup_of_18_can_be_put_together_by_hand() {
 }
 
 #[test]
+fn backups_of_16_and_17_can_be_put_together_by_hand() {
+    backup_can_be_put_together_by_hand(16, true);
+    backup_can_be_put_together_by_hand(17, false);
+}
+
+#[test]
 fn a_backup_given_up_or_killed_half_way_is_not_visible() {
     let server = Server::builder(18).wal_segment_mib(1).start();
     let site = Site::new(server, false);

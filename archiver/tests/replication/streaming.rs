@@ -486,3 +486,54 @@ async fn a_silent_server_is_pinged_and_then_given_up() {
     let mut resume = command(Path::new("/bin/kill"));
     resume.args(["-CONT", &pid]).status().unwrap();
 }
+
+/// A slot that fell too far behind is seen as lost before it is used. 15 to 17 would stream from it as if nothing had happened.
+async fn lost_slot(major: u32) {
+    let Some(bin) = programs(major) else { return };
+    let mut server = Server::init(&bin);
+    server.configure("wal_keep_size = 0\nmax_slot_wal_keep_size = '2MB'\nmax_wal_size = '2MB'\nmin_wal_size = '2MB'\n");
+    server.start();
+    server.psql("CREATE ROLE walden LOGIN REPLICATION");
+    let mut connection = connect(&server, Mode::PhysicalReplication).await;
+    let mut sql = connect(&server, Mode::Sql).await;
+    connection
+        .create_physical_slot("walden", true)
+        .await
+        .unwrap();
+    let before = connection.read_slot("walden").await.unwrap().unwrap();
+    let slot = sql.slot_status("walden").await.unwrap().unwrap();
+    assert!(slot.safe_wal_size.unwrap() > 0, "{slot:?}");
+    server.psql("CREATE TABLE t AS SELECT generate_series(1, 200000) AS i");
+    server.psql("CHECKPOINT");
+    let slot = sql.slot_status("walden").await.unwrap().unwrap();
+    assert_eq!(slot.wal_status, Some(WalStatus::Lost), "{slot:?}");
+    assert_eq!(slot.restart_lsn, None);
+    let reason = (major >= 17).then_some("wal_removed");
+    assert_eq!(slot.invalidation_reason.as_deref(), reason);
+    let after = connection.read_slot("walden").await.unwrap().unwrap();
+    assert_eq!(after.restart_lsn, None);
+
+    let start = SegmentSize::MIN.start(SegmentSize::MIN.segment(before.restart_lsn.unwrap()));
+    let started = connection
+        .start_replication(Some("walden"), start, TimelineId::FIRST)
+        .await;
+    let error = match started {
+        Ok(_) => connection.next_message().await.unwrap_err(),
+        Err(error) => error,
+    };
+    let kind = match major {
+        18.. => ServerErrorKind::NotInPrerequisiteState,
+        _ => ServerErrorKind::WalRemoved,
+    };
+    assert_eq!(error.server_kind(), Some(kind), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_lost_slot_is_seen_on_15() {
+    lost_slot(15).await;
+}
+
+#[tokio::test]
+async fn a_lost_slot_is_seen_on_18() {
+    lost_slot(18).await;
+}

@@ -346,6 +346,11 @@ fn sorted_entries(folder: &Path) -> Result<Vec<(String, bool)>, Failure> {
         };
         names.push((name, is_folder));
     }
+    // A name seen here may be of a writer that died before it flushed the folder; who sees it may rely on it. Readers without the right
+    // to flush only read.
+    if let Err(error) = durable::sync_dir(folder) {
+        tracing::debug!(folder = %folder.display(), %error, "could not flush a listed folder");
+    }
     names.sort_by_cached_key(|(name, is_folder)| {
         if *is_folder {
             format!("{name}/")

@@ -490,14 +490,16 @@ struct Answer {
 
 impl Answer {
     fn of(error: &object_store::Error, redactor: &Redactor) -> Self {
+        // The outermost message repeats those beneath it; only transport errors hide their reason deeper.
+        let message = error.to_string();
         let text = chain(error).join(": ");
-        let status = text
+        let status = message
             .split_once("non-2xx status code: ")
             .or_else(|| text.split_once("error response: "))
             .and_then(|(_, rest)| rest.get(..3)?.parse().ok());
-        let code = element(&text, "Code").unwrap_or_default().to_owned();
+        let code = element(&message, "Code").unwrap_or_default().to_owned();
         let cause = match status {
-            Some(status) => redactor.clean(&words_of_answer(status, &code, &text)),
+            Some(status) => redactor.clean(&words_of_answer(status, &code, &message)),
             None => redactor.cause_of(error),
         };
         let is_unsupported = matches!(error, object_store::Error::NotImplemented { .. });
@@ -512,6 +514,12 @@ impl Answer {
 
     fn kind(&self) -> FailureKind {
         let config = |reason: &str| FailureKind::Config(reason.to_owned());
+        if ["//169.254.", "/latest/api/token", "/latest/meta-data/"]
+            .iter()
+            .any(|mark| self.text.contains(mark))
+        {
+            return FailureKind::NoCredentials;
+        }
         match (self.status, self.code.as_str()) {
             (_, "NoSuchKey") => FailureKind::NotFound,
             (_, "NoSuchBucket") => {
@@ -570,9 +578,6 @@ impl Answer {
         }
         if says("incorrectly configured region") {
             return config("wrong region or endpoint for this bucket: set region");
-        }
-        if says("169.254.") || says("latest/api/token") || says("latest/meta-data") {
-            return FailureKind::NoCredentials;
         }
         FailureKind::Transient
     }

@@ -469,3 +469,52 @@ async fn a_burst_opens_no_more_connections_than_the_limit() {
         "{most} connections at a time"
     );
 }
+
+/// The other side of this test runs as a process without `AWS_*` variables, where the instance's metadata service has no role to give.
+#[tokio::test]
+async fn no_credentials_anywhere_is_configuration_and_said_at_once() {
+    const MARK: &str = "WALDEN_TEST_NO_CREDENTIALS";
+    if let Some(endpoint) = std::env::var_os(MARK) {
+        let options = StoreOptions {
+            endpoint: endpoint.into_string().ok(),
+            ..StoreOptions::default()
+        };
+        let error = Store::open("s3://bucket", options)
+            .unwrap()
+            .fetch("x", 1)
+            .await
+            .unwrap_err();
+        assert!(
+            error.class() == ErrorClass::Config && error.to_string().contains("no credentials"),
+            "{error:?}"
+        );
+        return;
+    }
+    let (endpoint, _) = serve(vec![Answer::Http("404 Not Found", "", "no role".into())]).await;
+    let mut child = tokio::process::Command::new(std::env::current_exe().unwrap());
+    for (name, _) in
+        std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("AWS_"))
+    {
+        child.env_remove(name);
+    }
+    let child = child
+        .args([
+            "--exact",
+            "answers::no_credentials_anywhere_is_configuration_and_said_at_once",
+            "--nocapture",
+        ])
+        .env(MARK, &endpoint)
+        .env("AWS_METADATA_ENDPOINT", &endpoint)
+        .kill_on_drop(true)
+        .output();
+    let output = tokio::time::timeout(Duration::from_secs(30), child)
+        .await
+        .unwrap()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && said.contains("1 passed"),
+        "{said}\n{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}

@@ -246,3 +246,75 @@ async fn on_a_full_disk(root: &Path) {
         "room again: the litter gave its space back"
     );
 }
+
+/// Puts objects until killed; the parent then finds whole objects only.
+#[tokio::test]
+async fn a_writer_killed_at_any_moment_leaves_whole_objects_only() {
+    const MARK: &str = "WALDEN_TEST_KILLED_WRITER";
+    const SIZE: usize = 1 << 20;
+    let content = |number: u32| vec![number as u8 | 1; SIZE];
+    if let Some(root) = std::env::var_os(MARK) {
+        let store = open(Path::new(&root));
+        for number in 0..100_000 {
+            let path = format!("{}/{number}", number % 7);
+            if store.put_new(&path, content(number)).await.unwrap() == PutOutcome::Created {
+                std::fs::write(
+                    Path::new(&root).with_extension("reported"),
+                    number.to_string(),
+                )
+                .unwrap();
+            }
+        }
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (root, mut killed_while_writing) = (folder.path().join("repository"), 0);
+    for moment in 0..20_u64 {
+        let mut child = tokio::process::Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "local::a_writer_killed_at_any_moment_leaves_whole_objects_only",
+            ])
+            .env(MARK, &root)
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        tokio::time::sleep(Duration::from_millis(40 + 7 * moment)).await;
+        child.kill().await.unwrap();
+        if !root.exists() {
+            continue;
+        }
+        killed_while_writing += every_file(&root)
+            .iter()
+            .filter(|file| file.contains("walden-tmp"))
+            .count();
+        let store = open(&root);
+        let listed = store.list("").await.unwrap();
+        for object in &listed {
+            let number: u32 = object.path.split_once('/').unwrap().1.parse().unwrap();
+            assert!(
+                store.fetch(&object.path, SIZE as u64).await.unwrap() == content(number),
+                "{object:?}"
+            );
+        }
+        let reported: u32 = std::fs::read_to_string(root.with_extension("reported"))
+            .unwrap_or_default()
+            .parse()
+            .unwrap_or(0);
+        assert!(
+            store
+                .head(&format!("{}/{reported}", reported % 7))
+                .await
+                .unwrap()
+                .is_some(),
+            "{reported} was reported durable"
+        );
+        std::fs::remove_dir_all(&root).unwrap();
+    }
+    assert!(
+        killed_while_writing > 0,
+        "no kill hit a write: the test proves nothing"
+    );
+}

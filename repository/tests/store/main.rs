@@ -3,7 +3,6 @@
 #![expect(
     clippy::unwrap_used,
     clippy::disallowed_methods,
-    clippy::large_futures,
     reason = "tests, which also damage files on purpose"
 )]
 
