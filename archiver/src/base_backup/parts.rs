@@ -327,7 +327,7 @@ mod tests {
         let policy = SealPolicy {
             recipients: None,
             compression: Compression::Lz4,
-            minimal_descriptor: true,
+            minimal_descriptor: false,
         };
         let uploader = Uploader::new(Repository::new("test", store), policy, SEALED_PARTS);
         PartUploads::new(uploader, place())
@@ -384,7 +384,7 @@ mod tests {
             }
             taken += next.len();
         }
-        assert_eq!(outage.requests_stalled() > 0, taken == 8 * PART_BYTES);
+        assert!(outage.requests_stalled() > 0, "reading had to wait");
         uploads.finish_archive().unwrap();
         let parts = uploads.finish().await.unwrap();
         let numbers: Vec<u32> = parts.iter().map(|part| part.part).collect();
@@ -394,11 +394,6 @@ mod tests {
             Some(7 * PART_BYTES as u64 - 512)
         );
         assert_eq!(memory.list("").await.unwrap().len(), 8);
-        assert!(!outage_is_on(&outage), "the outage was met and ended");
-    }
-
-    fn outage_is_on(outage: &Outage) -> bool {
-        outage.requests_stalled() == 0
     }
 
     #[tokio::test]
