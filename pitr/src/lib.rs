@@ -14,6 +14,7 @@ pub mod scope;
 pub mod search;
 pub mod segment_source;
 pub mod stop;
+pub mod tablespaces;
 pub mod tar_slice;
 pub mod target;
 pub mod time;

@@ -284,7 +284,7 @@ async fn recovers_and_pauses_whatever_the_source_said(major: u32) {
     std::fs::write(data.path().join("postgresql.auto.conf"), auto).unwrap();
     std::fs::write(data.path().join("standby.signal"), "").unwrap();
     let program = folder.join("wal%f 'den'");
-    std::fs::write(&program, "#!/bin/sh\n[ \"$1 $2\" = 'archive-get --config' ] || exit 126\n[ -f \"$(cat \"$3\")/$4\" ] || exit 1\ncp \"$(cat \"$3\")/$4\" \"$5\"\n").unwrap();
+    std::fs::write(&program, "#!/bin/sh\n[ \"$1 $2 $4\" = 'archive-get --config --plan' ] || exit 126\n[ -f \"$(cat \"$3\")/$6\" ] || exit 1\ncp \"$(cat \"$3\")/$6\" \"$7\"\n").unwrap();
     std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
     std::fs::write(folder.join("hook %p.toml"), text("archive")).unwrap();
     let overrides = [("shared_buffers".to_owned(), "16MB".to_owned())];
@@ -303,6 +303,7 @@ async fn recovers_and_pauses_whatever_the_source_said(major: u32) {
         restored_from: "7412345678901234567 it's a 'test' \\ é",
         program: &text("wal%f 'den'"),
         hook_config: &text("hook %p.toml"),
+        plan_file: &text("plan.json"),
         port: Some(15998),
         listen_addresses: None,
         socket_directory: Some(scratch.path().to_str().unwrap()),

@@ -18,8 +18,9 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use wal_format::{
-    ControlFile, DecoderConfig, Lsn, Major, SegmentName, SegmentScanner, SegmentSize,
-    SegmentSummary, Step, TimelineHistory, TimelineId, WalFileName, summarise_segment,
+    BackupHistory, BackupLabel, ControlFile, DecoderConfig, Lsn, Major, SegmentName,
+    SegmentScanner, SegmentSize, SegmentSummary, Step, TimelineHistory, TimelineId, WalFileName,
+    summarise_segment,
 };
 use waldump::{Line, civil, controldata, line_of, waldump, waldump_file};
 
@@ -88,6 +89,7 @@ fn check_major(major: u32, segment_mib: u32, whole: bool) {
         check_damage(&server, config, &segments, if whole { 8 } else { 3 });
     }
     check_history(&server);
+    check_backup_label(&server);
     println!(
         "PostgreSQL {major}, segments of {segment_mib} MiB: {records} records compared; of the kinds read: {kinds:?}"
     );
@@ -102,6 +104,7 @@ fn check_major(major: u32, segment_mib: u32, whole: bool) {
         "CHECKPOINT_SHUTDOWN",
         "SWITCH",
         "PARAMETER_CHANGE",
+        "BACKUP_END",
     ] {
         assert!(kinds.contains_key(name), "the workload made no {name}");
     }
@@ -457,4 +460,40 @@ fn check_history(server: &Server) {
     assert_eq!(history.encode(), bytes);
     assert_eq!(history.parent(), Some(TimelineId::FIRST));
     assert!(history.switch_point(TimelineId::FIRST).unwrap().is_valid());
+}
+
+/// What a base backup says of itself, against its history file and the control file it carries.
+fn check_backup_label(server: &Server) {
+    let text = fs::read_to_string(server.scratch().join("base/backup_label")).unwrap();
+    let label = BackupLabel::parse(text.as_bytes()).unwrap();
+    assert_eq!(label.encode(), text);
+    assert_eq!(
+        (label.label.as_str(), label.from_standby),
+        ("nightly: 100 % 'x'", false)
+    );
+    let control = fs::read(server.scratch().join("base/global/pg_control")).unwrap();
+    let control = ControlFile::parse(&control).unwrap();
+    assert_eq!(
+        (label.start, label.checkpoint),
+        (control.checkpoint.redo, control.checkpoint_lsn)
+    );
+    assert_eq!(label.start_timeline, control.checkpoint.timeline);
+    let is_history = |path: &PathBuf| {
+        path.extension()
+            .is_some_and(|extension| extension == "backup")
+    };
+    let wal = fs::read_dir(server.data().join("pg_wal")).unwrap();
+    let path = wal
+        .map(|entry| entry.unwrap().path())
+        .find(is_history)
+        .expect("backup history file");
+    let text = fs::read_to_string(&path).unwrap();
+    let history = BackupHistory::parse(text.as_bytes()).unwrap();
+    assert_eq!(history.encode(), text);
+    assert_eq!(history.label.start, label.start);
+    assert!(history.stop > label.start);
+    let segment_size = control.wal_segment_size;
+    let name = path.file_name().unwrap().to_str().unwrap().parse();
+    let (segment, offset) = (label.start_segment, segment_size.offset(label.start));
+    assert_eq!(name, Ok(WalFileName::BackupHistory { segment, offset }));
 }

@@ -76,6 +76,7 @@ pub(crate) fn live(server: &mut Server, whole: bool) {
         "BEGIN; CREATE TABLE l (i int); PREPARE TRANSACTION 'logical'; COMMIT PREPARED 'logical';",
     );
     server.sql("BEGIN; DROP TABLE l; PREPARE TRANSACTION 'logical'; ROLLBACK PREPARED 'logical';");
+    server.base_backup("nightly: 100 % 'x'");
     // A standby of nobody: promoted, it goes on on timeline 2.
     server.stop("fast");
     std::fs::write(server.data().join("standby.signal"), "").expect("standby.signal");
