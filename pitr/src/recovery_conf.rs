@@ -617,7 +617,6 @@ fn is_setting_name(name: &str) -> bool {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 mod tests {
     use super::*;
     use crate::conf_file::parse_lines;

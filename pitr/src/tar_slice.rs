@@ -188,7 +188,6 @@ fn checksum(block: &[u8; BLOCK_BYTES]) -> u32 {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 mod tests {
     use super::*;
     use proptest::prelude::*;
