@@ -2,5 +2,6 @@
 //! expensive (an object store, `initdb`) is made once. What the tests stand on is in `support`.
 
 mod backup;
+mod run;
 mod support;
 mod support_test;
