@@ -5,5 +5,6 @@ mod backup;
 mod init;
 mod list_status;
 mod push;
+mod run;
 mod support;
 mod support_test;
