@@ -7,11 +7,15 @@
 use std::time::Duration;
 
 use repository::catalog::{Catalog, TimelineObjects};
+use repository::descriptor::WalDescriptor;
 use repository::key::{ObjectKey, all_wal_prefix, tail_prefix};
-use repository::wal::lineage;
-use wal_format::{Lsn, SegmentName, SegmentSize, TimelineHistory, TimelineId, WalFileName};
+use repository::wal::{describe, lineage};
+use wal_format::{
+    DecoderConfig, Lsn, SegmentName, SegmentScanner, SegmentSize, TimelineHistory, TimelineId,
+    WalFileName,
+};
 
-use crate::assemble::cut_at;
+use crate::assemble::{AssembledSegment, cut_at};
 use crate::scope::{RestoreScope, Ruling};
 use crate::segment_source::SegmentSource;
 use crate::{Error, Result};
@@ -174,6 +178,15 @@ async fn answer_segment(
         let needed = requirement.as_ref().map_or(0, |needs| needs.bytes);
         hole = Some(match incomplete {
             Ok(Some(incomplete)) if incomplete.length >= needed => {
+                let may_end_torn =
+                    objects.is_some_and(|objects| objects.partials.iter().any(|p| p.name == name));
+                let needed = match planned {
+                    Some(bytes) => bytes,
+                    // The end of a timeline that was left: whatever else its server had written there is not valid.
+                    None if may_end_torn => needed,
+                    None => incomplete.length,
+                };
+                check_incomplete(source, &way, name, &incomplete, needed).await?;
                 return Ok(serve(incomplete.bytes));
             }
             Ok(Some(incomplete)) => format!(
@@ -246,25 +259,64 @@ async fn fetch_sealed(
     let Some((wal, bytes)) = fetched else {
         return Ok(None);
     };
-    let needed = u64::from(planned.unwrap_or(source.size.bytes()));
+    let needed = planned.unwrap_or(source.size.bytes());
+    check_records(source, way, name, &wal, needed).await?;
+    Ok(Some(bytes))
+}
+
+/// Decodes what partials and chunks gave together: each may be valid, and they need not be of one server.
+async fn check_incomplete(
+    source: &SegmentSource,
+    way: &Way<'_>,
+    name: SegmentName,
+    incomplete: &AssembledSegment,
+    needed: u32,
+) -> Result<()> {
+    let integrity = |reason: String| Error::Integrity {
+        object: name.to_string(),
+        reason,
+    };
+    let start = name.start(source.size).unwrap_or(Lsn::INVALID);
+    let decoder = DecoderConfig {
+        segment_size: source.size,
+        system_identifier: Some(source.cluster.system_identifier),
+        major: None,
+    };
+    let mut scanner =
+        SegmentScanner::new(decoder, start).map_err(|error| integrity(error.to_string()))?;
+    let stored = incomplete.bytes.get(..incomplete.length as usize);
+    scanner.push(stored.unwrap_or_default(), |_| {});
+    let end = start.saturating_add(u64::from(incomplete.length));
+    let wal = describe(&scanner.summary(), end, way.lineage());
+    check_records(source, way, name, &wal, needed).await
+}
+
+/// Refuses what PostgreSQL would take for the end of WAL in the first `needed` bytes of a segment.
+async fn check_records(
+    source: &SegmentSource,
+    way: &Way<'_>,
+    name: SegmentName,
+    wal: &WalDescriptor,
+    needed: u32,
+) -> Result<()> {
     if let Some(at) = wal.invalid_at
         && at
             .distance_from(wal.start_lsn)
-            .is_none_or(|offset| offset < needed)
+            .is_none_or(|offset| offset < u64::from(needed))
     {
         return Err(Error::Integrity {
             object: name.to_string(),
             reason: format!(
-                "the record at {at} was not valid when it was archived, and PostgreSQL would take it for the end of WAL"
+                "the record at {at} is not valid, and PostgreSQL would take it for the end of WAL"
             ),
         });
     }
     if needed > 0 {
         source
-            .check_link(name, &wal, |lsn| way.timeline_at(lsn))
+            .check_link(name, wal, |lsn| way.timeline_at(lsn))
             .await?;
     }
-    Ok(Some(bytes))
+    Ok(())
 }
 
 async fn list_wal(source: &SegmentSource) -> Result<Catalog> {

@@ -101,7 +101,9 @@ impl Branched {
         switch(&promoted);
         fill(&promoted, "alive");
         switch(&promoted);
-        promoted.psql("insert into kept values ('newest', '')");
+        promoted.psql(
+            "insert into kept select 'newest', repeat(md5(n::text), 30) from generate_series(1, 200) n",
+        );
         let current = "select pg_walfile_name(pg_current_wal_insert_lsn())";
         let open = [&origin, &promoted].map(|server| {
             let name = server.psql(current);
@@ -617,7 +619,7 @@ fn bad_objects(site: &Branched, hook: &Hook) {
     for (wal, seal, because) in [
         (foreign, &site.seal, "another lineage"),
         (elsewhere, &site.seal, "it says that it holds"),
-        (invalid, &site.seal, "was not valid"),
+        (invalid, &site.seal, "is not valid"),
         (unlinked, &site.seal, "two servers"),
         (right.clone(), &plain, "error: "),
     ] {
@@ -659,7 +661,7 @@ fn bad_surroundings(site: &Branched, hook: &Hook) {
     };
     with_config("wrong-key.toml", &site.config_text("other")).fails(name, UNPROVEN, "error: ");
     let no_key = text.replace("identity = ", "recipients = ['age1nobody']#");
-    refuses("no-recipient.toml", &no_key, "age1nobody");
+    refuses("no-recipient.toml", &no_key, "recipient");
     let other = generate_identity(jiff::Timestamp::UNIX_EPOCH).recipient;
     let no_key = text.replace("identity = ", &format!("recipients = ['{other}']#"));
     with_config("no-key.toml", &no_key).fails(name, UNPROVEN, "error: ");
@@ -686,11 +688,15 @@ fn bad_surroundings(site: &Branched, hook: &Hook) {
     let unmounted = text.replace(&root, &empty.display().to_string());
     refuses("empty.toml", &unmounted, "not known");
     let closed = Port::lease();
+    let (id, secret) = (site.folder.join("s3-id"), site.folder.join("s3-secret"));
+    fs::write(&id, "id\n").expect("write a secret");
+    fs::write(&secret, "a secret\n").expect("write a secret");
     let s3 = format!(
         "url = 's3://bucket/prefix'\nendpoint = 'http://127.0.0.1:{}'\nregion = 'r'\npath_style = true\n\
-         access_key = 'file:{key}'\nsecret_key = 'file:{key}'\n",
+         access_key = 'file:{}'\nsecret_key = 'file:{}'\n",
         closed.number(),
-        key = site.folder.join("other").display()
+        id.display(),
+        secret.display()
     );
     let unreachable = text.replace(&format!("url = 'file://{root}'\n"), &s3);
     let output = with_config("unreachable.toml", &unreachable).fails(name, UNPROVEN, "error: ");
@@ -702,6 +708,36 @@ fn bad_surroundings(site: &Branched, hook: &Hook) {
         output.took < Duration::from_secs(20),
         "not for ever\n{output}"
     );
+    // Secrets that are none: the wrong file was named.
+    let identity = site.folder.join("other").display().to_string();
+    let wrong = unreachable.replace(&id.display().to_string(), &identity);
+    with_config("wrong-id.toml", &wrong).fails(name, UNPROVEN, "a line break");
+    // Stopping the server ends the hook too, and not with a status that means anything.
+    let patient = unreachable.replace("'1s'", "'10m'");
+    let patient = site
+        .config_with("patient.toml", &patient)
+        .display()
+        .to_string();
+    let segment = name.to_string();
+    let arguments = [
+        "-v",
+        "archive-get",
+        "--config",
+        &patient,
+        &segment,
+        DESTINATION,
+    ];
+    let mut running = Walden::in_directory(&hook.folder).start(arguments);
+    std::thread::sleep(Duration::from_millis(1500));
+    assert!(
+        running.is_running(),
+        "it is patient: {:?}",
+        running.printed()
+    );
+    running.signal(rustix::process::Signal::TERM);
+    running.wait(Duration::from_secs(5)).expect_code(128 + 15);
+    hook.holds_nothing();
+    starved(site, hook);
     let missing = Hook {
         folder: hook.folder.clone(),
         config: site.folder.join("nowhere.toml"),
@@ -731,6 +767,40 @@ fn bad_surroundings(site: &Branched, hook: &Hook) {
     assert!(hook.serves(name) == site.wal(name));
 }
 
+/// With less and less memory threads cannot be started and allocations fail, at any point: panics and aborts, and never an answer
+/// that is not true.
+fn starved(site: &Branched, hook: &Hook) {
+    let name = site.switch_segment(1);
+    let (mut served, mut panicked) = (0, 0);
+    let mut mib = 12;
+    while served < 3 {
+        let mut prlimit = process::command_as_server_user("prlimit");
+        prlimit
+            .arg(format!("--as={}", mib << 20))
+            .arg(Walden::program());
+        prlimit.args(["archive-get", "--config"]).arg(&hook.config);
+        prlimit.args([&name.to_string(), DESTINATION]);
+        prlimit.current_dir(&hook.folder);
+        let output = process::run(prlimit, COMMAND_DEADLINE);
+        if output.code() == SERVED {
+            served += 1;
+            let bytes = fs::read(hook.destination()).expect("it was delivered");
+            assert!(bytes == site.wal(name), "all of it\n{output}");
+            fs::remove_file(hook.destination()).expect("take it away");
+        } else {
+            assert!(output.code() >= UNPROVEN, "{mib} MiB\n{output}");
+            assert!(!hook.destination().exists(), "{mib} MiB\n{output}");
+            if output.stderr.contains("panicked") {
+                panicked += 1;
+                assert_eq!(output.code(), UNPROVEN, "{mib} MiB\n{output}");
+            }
+        }
+        mib += 1;
+        assert!(mib < 500, "enough at last");
+    }
+    assert!(panicked > 0, "a thread could not be started");
+}
+
 #[test]
 fn a_tail_is_served_as_far_as_it_goes_and_never_less_than_before() {
     let site = Branched::new(18);
@@ -740,6 +810,11 @@ fn a_tail_is_served_as_far_as_it_goes_and_never_less_than_before() {
         bytes[length..].fill(0);
         bytes
     };
+    let has_records = |from: usize| site.wal(site.open[1])[from..].iter().any(|byte| *byte != 0);
+    assert!(
+        has_records(50_000),
+        "the last segment goes on where the test cuts it"
+    );
     // The last segment, asked for again after more of it has been stored.
     let last = site.open[1];
     site.put_tail(last, 0, 5000);
@@ -753,6 +828,42 @@ fn a_tail_is_served_as_far_as_it_goes_and_never_less_than_before() {
     let far = site.put_tail(last, 12000, 12500);
     hook.fails(last, UNPROVEN, "are missing");
     fs::remove_file(site.object(&far)).expect("remove a chunk");
+
+    // Chunks that are valid each and not together: a server that was rolled back wrote the second one.
+    let mut other = site.wal(last);
+    other[9000..9100].fill(0x5A);
+    let changed = &other[9000..30_000];
+    let start = last.start(SIZE).expect("a segment");
+    let key = ObjectKey::Tail {
+        cluster: site.cluster,
+        name: last,
+        from: 9000,
+        to: 30_000,
+        writer: 8,
+    };
+    let wal = WalDescriptor {
+        start_lsn: start.saturating_add(9000),
+        end_lsn: start.saturating_add(30_000),
+        lineage: site.lineage(last.timeline),
+        ..WalDescriptor::default()
+    };
+    site.put(key.clone(), changed, wal, site.seal.clone());
+    hook.fails(last, UNPROVEN, "is not valid");
+    fs::remove_file(site.object(&key)).expect("remove a chunk");
+    // One that contradicts another.
+    let key = site.put_tail(last, 100, 200);
+    let stored = fs::read(site.object(&key)).expect("read an object");
+    fs::remove_file(site.object(&key)).expect("remove a chunk");
+    let wal = WalDescriptor {
+        start_lsn: start.saturating_add(100),
+        end_lsn: start.saturating_add(200),
+        lineage: site.lineage(last.timeline),
+        ..WalDescriptor::default()
+    };
+    site.put(key.clone(), &other[9000..9100], wal, site.seal.clone());
+    hook.fails(last, UNPROVEN, "differs from other chunks");
+    fs::write(site.object(&key), stored).expect("put the chunk back");
+    assert!(hook.serves(last) == zero_padded(last, 9000));
 
     // Something follows: less than all of it is a hole.
     let before = site.after_switch(2, 1);
