@@ -381,11 +381,7 @@ impl Receiver {
     }
 
     /// What is stored around `point` and must fit what comes: a rolled-back server shows itself here.
-    async fn stored_records(
-        &self,
-        catalog: &Catalog,
-        point: ResumePoint,
-    ) -> Result<StoredRecords> {
+    async fn stored_records(&self, catalog: &Catalog, point: ResumePoint) -> Result<StoredRecords> {
         let number = self.size.segment(point.start);
         let name = SegmentName::new(point.timeline, number, self.size);
         let mut stored = StoredRecords::default();
