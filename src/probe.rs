@@ -53,7 +53,9 @@ async fn ask(address: &ServerAddress, user: &str) -> Result<RecoveryState, Strin
     connection.close().await.map_err(text)?;
     Ok(RecoveryState {
         in_recovery: answer.text(0, "in_recovery") == Some("t"),
-        replay_lsn: answer.text(0, "replay_lsn").and_then(|lsn| lsn.parse::<Lsn>().ok()),
+        replay_lsn: answer
+            .text(0, "replay_lsn")
+            .and_then(|lsn| lsn.parse::<Lsn>().ok()),
         paused: answer.text(0, "pause_state") == Some("paused"),
     })
 }

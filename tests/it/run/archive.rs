@@ -6,7 +6,7 @@ use crate::support::postgres::Server;
 use crate::support::process::Running;
 use crate::support::wait_until;
 use crate::support::walden::Walden;
-use repository::catalog::{Catalog, GapRange};
+use repository::catalog::{Catalog, GapRange, TailChunk};
 use repository::cluster::{ClusterDocument, RepositoryDocument};
 use repository::descriptor::WalDescriptor;
 use repository::identity::{ExposeSecret, Identities, SecretReference, generate_identity};
@@ -14,7 +14,7 @@ use repository::key::{ClusterId, ObjectKey};
 use repository::sealed::OpenPolicy;
 use repository::wal::ChainLink;
 use repository::{Repository, Store, StoreOptions};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -171,6 +171,16 @@ impl Site {
         ObjectKey::Segment { cluster, name }
     }
 
+    fn tail_key(&self, name: SegmentName, chunk: &TailChunk) -> ObjectKey {
+        ObjectKey::Tail {
+            cluster: self.cluster,
+            name,
+            from: chunk.from,
+            to: chunk.to,
+            writer: chunk.writer,
+        }
+    }
+
     fn plain(&self, key: &ObjectKey) -> Vec<u8> {
         let limit = self.size.bytes() as usize;
         let fetched = wait(self.repository.fetch(key, &self.open, limit));
@@ -251,17 +261,9 @@ impl Site {
         let mut chunks = 0;
         for (name, tails) in &objects.tails {
             for chunk in tails {
-                let (cluster, name) = (self.cluster, *name);
-                let (from, to, writer) = (chunk.from, chunk.to, chunk.writer);
-                let key = ObjectKey::Tail {
-                    cluster,
-                    name,
-                    from,
-                    to,
-                    writer,
-                };
-                let range = from as usize..to as usize;
-                let expected = file(name).get(range).expect("in the segment").to_vec();
+                let key = self.tail_key(*name, chunk);
+                let range = chunk.from as usize..chunk.to as usize;
+                let expected = file(*name).get(range).expect("in the segment").to_vec();
                 assert!(self.plain(&key) == expected, "{key} is not the server's");
                 assert_eq!(self.descriptor(&key).invalid_at, None, "{key}");
                 chunks += 1;
@@ -279,6 +281,29 @@ impl Site {
             segments: objects.segments.len(),
             chunks,
         }
+    }
+
+    /// Writes what is stored of a timeline as files that PostgreSQL can read: the last one is filled up with zeros.
+    pub(super) fn export(&self, timeline: TimelineId, folder: &Path) {
+        fs::create_dir_all(folder).expect("make a folder");
+        let catalog = self.catalog();
+        let objects = &catalog.timelines[&timeline];
+        for name in objects.segments.keys() {
+            let plain = self.plain(&self.segment_key(*name));
+            fs::write(folder.join(name.to_string()), plain).expect("write a segment");
+        }
+        let Some((name, chunks)) = objects.tails.last_key_value() else {
+            return;
+        };
+        if objects.segments.contains_key(name) {
+            return;
+        }
+        let mut bytes = vec![0; self.size.bytes() as usize];
+        for chunk in chunks {
+            let plain = self.plain(&self.tail_key(*name, chunk));
+            bytes[chunk.from as usize..chunk.to as usize].copy_from_slice(&plain);
+        }
+        fs::write(folder.join(name.to_string()), bytes).expect("write a segment");
     }
 
     /// The bytes of the only `.partial` of a timeline, and which segment it is of.
@@ -311,12 +336,12 @@ impl Site {
     }
 
     /// Files of a repository in a folder that are being written right now.
-    pub(super) fn unfinished(&self) -> usize {
+    pub(super) fn unfinished(&self) -> BTreeSet<PathBuf> {
         let temporary = |path: &PathBuf| {
             path.file_name()
                 .is_some_and(repository::durable::is_temporary_name)
         };
-        self.files().iter().filter(|path| temporary(path)).count()
+        self.files().into_iter().filter(temporary).collect()
     }
 
     fn files(&self) -> Vec<PathBuf> {
