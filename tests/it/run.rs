@@ -538,12 +538,11 @@ fn kill_in_flight(
     panic!("it never had anything in flight");
 }
 
-fn killed_at_twenty_moments(major: u32) {
+fn killed_at_twenty_moments(major: u32, rpo: &str) {
     let seed = seed();
     process::note(&format!("WALDEN_TEST_SEED={seed}"));
     let mut random = Random::new(seed);
     let server = server(major).start();
-    let rpo = "30ms";
     let site = Site::new(
         &server,
         Plan {
@@ -618,12 +617,12 @@ fn killed_at_twenty_moments(major: u32) {
 
 #[test]
 fn a_run_on_15_may_be_killed_at_any_moment() {
-    killed_at_twenty_moments(15);
+    killed_at_twenty_moments(15, "100ms");
 }
 
 #[test]
 fn a_run_on_18_may_be_killed_at_any_moment() {
-    killed_at_twenty_moments(18);
+    killed_at_twenty_moments(18, "sync");
 }
 
 /// The primary is lost while it writes, and the standby that we stream from takes over; `walden run` is there when that
