@@ -15,10 +15,13 @@ mod probe;
 mod progress;
 mod redact;
 mod report;
+mod restore_run;
 mod server_check;
+mod setup;
 mod shutdown;
 mod units;
 mod usage;
+mod windows;
 
 use std::ffi::OsString;
 

@@ -317,7 +317,7 @@ fn judge_settings(facts: &ServerFacts, slot: &str, findings: &mut Findings) {
     }
     match facts.senders {
         Some((max, used)) if used >= max => findings.error(
-            format!("all {max} WAL senders are in use (max_wal_senders)"),
+            format!("no WAL sender is free: max_wal_senders is {max}, {used} in use"),
             Some(format!("ALTER SYSTEM SET max_wal_senders = {};", max + 5)),
             Some(RESTART),
         ),
@@ -535,7 +535,7 @@ mod tests {
                 ..good()
             },
             Error,
-            "all 2 WAL senders",
+            "max_wal_senders is 2, 2 in use",
             "max_wal_senders = 7",
             Some(RESTART),
         );

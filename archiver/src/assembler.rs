@@ -23,6 +23,7 @@ pub struct Assembler {
     buffer: Vec<u8>,
     chunk: ChunkFacts,
     expected: VecDeque<Lsn>,
+    previous: Option<Lsn>,
 }
 
 /// A segment whose bytes have all arrived.
@@ -74,6 +75,7 @@ impl Assembler {
         let size = config.segment_size;
         let buffer = Vec::with_capacity(size.bytes() as usize);
         let (chunk, expected) = (ChunkFacts::default(), VecDeque::new());
+        let previous = None;
         Ok(Self {
             size,
             timeline,
@@ -82,11 +84,16 @@ impl Assembler {
             buffer,
             chunk,
             expected,
+            previous,
         })
     }
 
-    /// Names record starts that must come again: those that stored tail chunks of the open segment name. In order.
-    pub fn expect_records(&mut self, mut starts: Vec<Lsn>) {
+    /// Names what is stored already and must fit: record starts that tail chunks of the open segment name, which must come again,
+    /// and the last record of the segment before, which the first one that comes must follow.
+    pub fn expect(&mut self, mut starts: Vec<Lsn>, previous: Option<Lsn>) {
+        self.previous = previous;
+        // A chunk also names a record that ends in it and began in an earlier segment: from here its start is not seen.
+        starts.retain(|start| *start >= self.segment_start());
         starts.sort_unstable();
         starts.dedup();
         self.expected = starts.into();
@@ -152,9 +159,12 @@ impl Assembler {
         }
         let (mut invalid, mut missing) = (None, None);
         let (chunk, expected) = (&mut self.chunk, &mut self.expected);
+        let previous = &mut self.previous;
         let taken = self.scanner.push(data, |step| match step {
             Step::Record(record) => {
                 chunk.note(record);
+                let broken = previous.take().filter(|last| !follows(record, *last));
+                missing = missing.or(broken);
                 while let Some(next) = expected.front().filter(|next| **next <= record.start) {
                     if *next < record.start {
                         missing.get_or_insert(*next);
@@ -172,10 +182,12 @@ impl Assembler {
             }
             _ => {}
         });
+        self.buffer.extend_from_slice(&data[..taken]);
+        // All that is expected is of this segment.
+        let missing = missing.or(self.expected.front().copied().filter(|_| self.is_full()));
         if let Some(at) = missing {
             return Err(Error::Diverged { at });
         }
-        self.buffer.extend_from_slice(&data[..taken]);
         Ok((taken, invalid))
     }
 
@@ -269,6 +281,12 @@ impl Assembler {
     }
 }
 
+/// Whether `record` may come after the one at `last`: its link says so, or it replaces that one, which a crash cut.
+fn follows(record: &Record, last: Lsn) -> bool {
+    let replaces = matches!(record.kind, Some(RecordKind::OverwriteContrecord { overwritten, .. }) if overwritten == last);
+    record.header.previous == last || replaces
+}
+
 impl ChunkFacts {
     fn note(&mut self, record: &Record) {
         self.first_record
@@ -287,5 +305,97 @@ impl ChunkFacts {
                 Some((min, max)) => (min.min(time), max.max(time)),
             });
         }
+    }
+}
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use wal_format::Major;
+    use wal_format::testing::WalBuilder;
+
+    const SIZE: SegmentSize = SegmentSize::MIN;
+    const START: Lsn = Lsn::new(5 << 20);
+    const PREVIOUS: Lsn = Lsn::new((5 << 20) - 100);
+
+    fn builder() -> WalBuilder {
+        WalBuilder::new(Major::from_number(18).unwrap(), SIZE, START, PREVIOUS)
+    }
+
+    fn assembler(start: Lsn) -> Assembler {
+        let config = DecoderConfig {
+            segment_size: SIZE,
+            system_identifier: None,
+            major: None,
+        };
+        Assembler::new(config, TimelineId::FIRST, String::new(), start).unwrap()
+    }
+
+    fn bytes_of(records: usize, length: usize) -> (Vec<u8>, Vec<Lsn>) {
+        let mut wal = builder();
+        let starts = (0..records).map(|_| wal.data_record(10, 0, 7, &vec![1; length]));
+        let starts = starts.collect();
+        (wal.into_bytes(), starts)
+    }
+
+    fn diverged(result: Result<(usize, Option<InvalidWal>)>) -> Option<Lsn> {
+        match result {
+            Ok(_) => None,
+            Err(Error::Diverged { at }) => Some(at),
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    #[test]
+    fn what_was_stored_must_come_again() {
+        let (wal, starts) = bytes_of(40, 500);
+        let check = |expected: &[Lsn], previous: Option<Lsn>, outcome: Option<Lsn>| {
+            let mut assembler = assembler(START);
+            assembler.expect(expected.to_vec(), previous);
+            assert_eq!(diverged(assembler.push(START, &wal)), outcome);
+        };
+        check(&starts, Some(PREVIOUS), None);
+        check(&[starts[3], starts[39]], None, None);
+        let between = starts[7].saturating_add(8);
+        check(&[starts[3], between], None, Some(between));
+        let other = Lsn::new(PREVIOUS.as_u64() - 8);
+        check(&starts, Some(other), Some(other));
+    }
+
+    #[test]
+    fn a_record_that_is_swallowed_by_the_last_one_of_its_segment_is_missed() {
+        let (wal, starts) = bytes_of(6, 250_000);
+        let last = *starts
+            .iter()
+            .rfind(|start| **start < SIZE.end(SIZE.segment(START)))
+            .unwrap();
+        let mut assembler = assembler(START);
+        assembler.expect(vec![last.saturating_add(800)], None);
+        let at = diverged(assembler.push(START, &wal));
+        assert_eq!(at, Some(last.saturating_add(800)));
+    }
+
+    #[test]
+    fn a_record_of_the_segment_before_that_a_chunk_names_is_not_waited_for() {
+        let (wal, starts) = bytes_of(8, 250_000);
+        let border = SIZE.end(SIZE.segment(START));
+        let across = *starts.iter().rfind(|start| **start < border).unwrap();
+        let mut first = assembler(START);
+        let (taken, _) = first.push(START, &wal).unwrap();
+        first.take_segment(None).unwrap();
+        // A chunk ends within the record, the next one behind it.
+        let cut = taken + 1000;
+        first.push(border, &wal[taken..cut]).unwrap();
+        first.describe_chunk(0);
+        first
+            .push(border.saturating_add(1000), &wal[cut..cut + 300_000])
+            .unwrap();
+        let chunk = first.describe_chunk(1000);
+        assert_eq!(chunk.first_record, Some(across), "the test tests nothing");
+
+        let mut again = assembler(border);
+        again.expect(vec![across, chunk.last_record.unwrap()], Some(across));
+        assert_eq!(diverged(again.push(border, &wal[taken..])), None);
     }
 }

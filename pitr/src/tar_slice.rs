@@ -105,7 +105,11 @@ pub fn read_part(
         at += BLOCK_BYTES;
         match header.entry_type() {
             EntryType::Directory => {
-                let path = path.trim_end_matches('/');
+                // The server names `./pg_wal/archive_status` and `./pg_wal/summaries` so.
+                let path = path
+                    .strip_prefix("./")
+                    .unwrap_or(path)
+                    .trim_end_matches('/');
                 check_path(path).map_err(fail)?;
                 slices.push(Slice {
                     path: path.to_owned(),

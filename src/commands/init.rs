@@ -3,15 +3,9 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow};
-use archiver::replication::{Connection, ConnectionInfo, Mode, SlotCreation};
+use anyhow::{Context, Result};
 use clap::{Args, ValueHint};
-use jiff::Timestamp;
-use repository::cluster::{ClusterDocument, RESCUE, RepositoryDocument};
-use repository::durable::{self, Written};
-use repository::identity::{ExposeSecret, Identities, SecretReference, generate_identity};
-use repository::key::ObjectKey;
-use repository::{ErrorClass, Repository};
+use repository::cluster::RESCUE;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
@@ -19,14 +13,12 @@ use super::Globals;
 use crate::cli::{ServerArgs, StoreArgs};
 use crate::config::{Caller, Config, Encryption, Overrides};
 use crate::exit_code::ExitCode;
-use crate::failure::Advise;
 use crate::open;
 use crate::server_check::{self, Finding, ServerFacts};
+use crate::setup::{self, ConfigState, KeyWishes, hex};
 
 /// Name of the configuration file where `--config` names none.
 const DEFAULT_FILE: &str = "walden.toml";
-/// Name of the identity file, beside the configuration.
-const IDENTITY_FILE: &str = "walden.key";
 
 /// Prepare a repository and the server, and write the configuration file
 ///
@@ -87,15 +79,6 @@ struct Report {
     warnings: Vec<Finding>,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-enum ConfigState {
-    Written,
-    Unchanged,
-    /// Another one stands there and was left alone: the lines in which it differs.
-    Different(Vec<String>),
-}
-
 /// Makes what is missing; nothing before the server has everything it needs.
 pub(crate) async fn run(args: InitArgs, globals: &Globals) -> Result<ExitCode> {
     let file = config_path(globals)?;
@@ -107,23 +90,28 @@ pub(crate) async fn run(args: InitArgs, globals: &Globals) -> Result<ExitCode> {
             &Overrides::default(),
         )?),
     };
-    let mut config = wanted_config(&args, &file)?;
+    let mut config = wanted_config(&args, &file, existing.as_ref())?;
     let info = open::connection_info(&config)?;
     let facts = ServerFacts::ask(&info, &config.postgres.slot).await;
     let findings = server_check::judge(&facts, &config.postgres.slot);
     if server_check::has_errors(&findings) {
         return refuse(&facts, &findings, globals);
     }
-    let cluster = cluster_of(&facts)?;
+    let cluster = setup::cluster_of(&facts)?;
     config.postgres.system_identifier = std::num::NonZeroU64::new(cluster.system_identifier);
 
-    let keys = settle_encryption(&args, &file, existing.as_ref()).await?;
+    let wishes = KeyWishes {
+        recipients: &args.recipients,
+        no_encryption: args.no_encryption,
+        identity_file: args.identity_file.as_deref(),
+    };
+    let keys = setup::settle_encryption(wishes, &file, existing.as_ref()).await?;
     config.encryption = Some(keys.encryption.clone());
     let repository = open::open_repository(&config).await?;
-    let repository_is_new = make_repository(&repository).await?;
-    let cluster_is_new = make_cluster(&repository, &cluster).await?;
-    let slot_is_new = make_slot(&info, &config.postgres.slot).await?;
-    let config_is = write_config(&config, existing.as_ref(), &file)?;
+    let repository_is_new = setup::make_repository(&repository).await?;
+    let cluster_is_new = setup::make_cluster(&repository, &cluster).await?;
+    let slot_is_new = setup::make_slot(&info, &config.postgres.slot).await?;
+    let config_is = setup::write_config(&config, existing.as_ref(), &file)?;
 
     let report = Report {
         repository: repository.url().to_owned(),
@@ -164,16 +152,19 @@ fn config_path(globals: &Globals) -> Result<PathBuf> {
         .context("where the configuration goes")
 }
 
-/// The configuration as the command line wants it, without keys and identifier.
-fn wanted_config(args: &InitArgs, file: &Path) -> Result<Config> {
+/// The configuration as the command line wants it, without keys and identifier. What it does not say of the server, an existing
+/// file does.
+fn wanted_config(args: &InitArgs, file: &Path, existing: Option<&Config>) -> Result<Config> {
+    let known = existing.map(|config| &config.postgres);
     let mut repository = args.store.repository(&args.url);
     // The file may stand elsewhere, and a hook runs elsewhere.
     if let Some(path) = repository.ca_file.take() {
         repository.ca_file = Some(std::path::absolute(path).context("--ca-file")?);
     }
     let overrides = Overrides {
-        conninfo: args.server.conninfo.clone(),
-        slot: args.server.slot.clone(),
+        conninfo: (args.server.conninfo.clone())
+            .or_else(|| known.and_then(|known| known.conninfo.clone())),
+        slot: (args.server.slot.clone()).or_else(|| known.map(|known| known.slot.clone())),
         repository: Some(repository),
         ..Overrides::default()
     };
@@ -192,210 +183,6 @@ fn refuse(facts: &ServerFacts, findings: &[Finding], globals: &Globals) -> Resul
         true => ExitCode::Failed,
         false => ExitCode::Usage,
     })
-}
-
-fn cluster_of(facts: &ServerFacts) -> Result<ClusterDocument> {
-    let known = || {
-        Some(ClusterDocument {
-            format: 1,
-            requires: Vec::new(),
-            system_identifier: facts.system_identifier?,
-            incarnation: 0,
-            parent: None,
-            pg_version: u16::try_from(facts.major?).ok()?,
-            block_size: facts.block_size?,
-            wal_segment_size: facts.segment_size?.bytes(),
-            created: Timestamp::now(),
-        })
-    };
-    known().context("the server does not say what it is")
-}
-
-/// Whom objects will be encrypted for, and where the secret half is.
-struct Keys {
-    encryption: Encryption,
-    identity_file: Option<PathBuf>,
-    is_new: bool,
-}
-
-/// The flags decide, then an existing configuration (its identity may have been moved away, as it should), then an identity file;
-/// only where there is none of them a new identity is made.
-async fn settle_encryption(
-    args: &InitArgs,
-    file: &Path,
-    existing: Option<&Config>,
-) -> Result<Keys> {
-    let keys = |encryption, identity_file, is_new| Keys {
-        encryption,
-        identity_file,
-        is_new,
-    };
-    let sealed = |recipients: Vec<String>| Encryption::Sealed {
-        recipients,
-        identity: None,
-    };
-    if args.no_encryption {
-        return Ok(keys(Encryption::None, None, false));
-    }
-    if !args.recipients.is_empty() {
-        let mut recipients: Vec<String> = Vec::new();
-        for recipient in &args.recipients {
-            if !recipients.contains(recipient) {
-                recipients.push(recipient.clone());
-            }
-        }
-        return Ok(keys(sealed(recipients), None, false));
-    }
-    if let (None, Some(encryption)) = (
-        &args.identity_file,
-        existing.and_then(|config| config.encryption.clone()),
-    ) {
-        return Ok(keys(encryption, None, false));
-    }
-    let path = match &args.identity_file {
-        Some(path) => std::path::absolute(path).context("--identity-file")?,
-        None => file.with_file_name(IDENTITY_FILE),
-    };
-    let new = generate_identity(Timestamp::now());
-    if let Some(folder) = path.parent() {
-        durable::create_dir_chain(folder, 0o755)?;
-    }
-    let written = durable::write_new(&path, 0o600, [new.file.expose_secret()])?;
-    if written == Written::Created {
-        return Ok(keys(sealed(vec![new.recipient]), Some(path), true));
-    }
-    let text = path
-        .to_str()
-        .context("the identity file's path is not UTF-8")?;
-    let found = Identities::load(&[SecretReference::File(text.to_owned())]).await?;
-    Ok(keys(sealed(found.recipients()), Some(path), false))
-}
-
-/// Makes `walden.json` and `RESCUE.md` unless they are there; says whether the repository is new.
-async fn make_repository(repository: &Repository) -> Result<bool> {
-    let action = || format!("make a repository at {}", repository.url());
-    let mut id = [0; 16];
-    getrandom::fill(&mut id).map_err(|error| anyhow!("no randomness: {error}"))?;
-    let document = RepositoryDocument {
-        format: 1,
-        requires: Vec::new(),
-        repository_id: hex(&id),
-        created: Timestamp::now(),
-    };
-    // Put first: a `file://` folder that is not there yet cannot be asked.
-    let is_new = match repository.put_json(&ObjectKey::Repository, &document).await {
-        Ok(_) => true,
-        Err(error) if error.class() == ErrorClass::Conflict => {
-            repository.fetch_identity().await.with_context(action)?;
-            false
-        }
-        Err(error) => return Err(error).with_context(action),
-    };
-    let rescue = repository.put_document(&ObjectKey::Rescue, RESCUE.as_bytes().into());
-    match rescue.await {
-        // Another version's words for the same format.
-        Err(error) if error.class() == ErrorClass::Conflict => {
-            tracing::warn!("RESCUE.md of another version of walden is there: it stays");
-        }
-        result => {
-            result.with_context(action)?;
-        }
-    }
-    Ok(is_new)
-}
-
-/// Makes the cluster known; says whether it is new. One that is known must be the same.
-async fn make_cluster(repository: &Repository, cluster: &ClusterDocument) -> Result<bool> {
-    let key = ObjectKey::Cluster(cluster.id());
-    let known = match repository.fetch_cluster(cluster.id()).await? {
-        Some(known) => known,
-        None => match repository.put_json(&key, cluster).await {
-            Ok(_) => return Ok(true),
-            Err(error) if error.class() == ErrorClass::Conflict => {
-                let known = repository.fetch_cluster(cluster.id()).await?;
-                known.with_context(|| format!("{key} is there and is not"))?
-            }
-            Err(error) => return Err(error.into()),
-        },
-    };
-    let Some(what) = known.difference(cluster) else {
-        return Ok(false);
-    };
-    let (before, now) = (known.wal_segment_size, cluster.wal_segment_size);
-    Err(anyhow!(
-        "{}: the cluster {} is known with another {what} (segments of {before} bytes there, {now} on the server)",
-        repository.url(),
-        cluster.id()
-    ))
-    .hint("its WAL cannot go on in the same place: use another repository URL for it")
-    .exit_code(ExitCode::Integrity)
-}
-
-async fn make_slot(info: &ConnectionInfo, slot: &str) -> Result<bool> {
-    let mut connection = Connection::connect(info, Mode::PhysicalReplication).await?;
-    let made = connection
-        .create_physical_slot(slot, true)
-        .await
-        .with_context(|| format!("make the replication slot {slot}"))?;
-    connection.close().await?;
-    Ok(made == SlotCreation::Created)
-}
-
-/// Writes the file, or compares one that is there: only in what `init` decides, the rest is the user's.
-fn write_config(config: &Config, existing: Option<&Config>, file: &Path) -> Result<ConfigState> {
-    if let Some(existing) = existing {
-        let mut merged = config.clone();
-        merged.archive = existing.archive.clone();
-        if let (
-            Some(Encryption::Sealed { identity, .. }),
-            Some(Encryption::Sealed {
-                identity: known, ..
-            }),
-        ) = (&mut merged.encryption, &existing.encryption)
-        {
-            identity.clone_from(known);
-        }
-        for (repository, known) in merged.repositories.iter_mut().zip(&existing.repositories) {
-            repository.name.clone_from(&known.name);
-        }
-        let (before, after) = (existing.redacted().to_toml(), merged.redacted().to_toml());
-        return Ok(if before == after {
-            ConfigState::Unchanged
-        } else {
-            ConfigState::Different(difference(&before, &after))
-        });
-    }
-    if let Some(folder) = file.parent() {
-        durable::create_dir_chain(folder, 0o755)?;
-    }
-    // Every reader of the file would read a password in it.
-    let mode = if config.postgres.has_password() {
-        0o600
-    } else {
-        0o644
-    };
-    match durable::write_new(file, mode, [config.to_toml()])? {
-        Written::Created => Ok(ConfigState::Written),
-        Written::AlreadyExists => Err(anyhow!("{}: appeared while init ran", file.display()))
-            .hint("run `walden init` again"),
-    }
-}
-
-/// Lines of one text that the other lacks: `-` only before, `+` only after.
-fn difference(before: &str, after: &str) -> Vec<String> {
-    let lacking = |of: &str, other: &str, sign: char| {
-        of.lines()
-            .filter(|line| !line.starts_with('#') && !other.lines().any(|known| known == *line))
-            .map(|line| format!("{sign} {line}"))
-            .collect::<Vec<_>>()
-    };
-    let mut lines = lacking(before, after, '-');
-    lines.extend(lacking(after, before, '+'));
-    lines
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl Report {

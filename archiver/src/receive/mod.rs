@@ -233,9 +233,8 @@ impl Receiver {
                     switch_point,
                 } => (next_timeline, switch_point),
                 Started::Streaming => {
-                    let expected = self.expected_records(&catalog, point).await?;
-                    let streaming =
-                        stream::Streaming::new(self, decoder, point, lineage, expected)?;
+                    let stored = self.stored_records(&catalog, point).await?;
+                    let streaming = stream::Streaming::new(self, decoder, point, lineage, stored)?;
                     match streaming.run(&mut connection).await {
                         Ok(stream::StreamEnd::Stopped) => {
                             connection.close().await?;
@@ -381,28 +380,38 @@ impl Receiver {
         }
     }
 
-    /// Record starts that the tail chunks of the segment at `point` name: they must come again.
-    async fn expected_records(&self, catalog: &Catalog, point: ResumePoint) -> Result<Vec<Lsn>> {
-        let name = SegmentName::new(point.timeline, self.size.segment(point.start), self.size);
-        let chunks = catalog
-            .timelines
-            .get(&point.timeline)
-            .and_then(|objects| objects.tails.get(&name));
-        let mut expected = Vec::new();
-        for chunk in chunks.into_iter().flatten() {
+    /// What is stored around `point` and must fit what comes: a rolled-back server shows itself here.
+    async fn stored_records(&self, catalog: &Catalog, point: ResumePoint) -> Result<StoredRecords> {
+        let number = self.size.segment(point.start);
+        let name = SegmentName::new(point.timeline, number, self.size);
+        let mut stored = StoredRecords::default();
+        let Some(objects) = catalog.timelines.get(&point.timeline) else {
+            return Ok(stored);
+        };
+        let repository = self.uploader.repository();
+        let cluster = self.cluster;
+        for chunk in objects.tails.get(&name).into_iter().flatten() {
             let (from, to, writer) = (chunk.from, chunk.to, chunk.writer);
             let key = ObjectKey::Tail {
-                cluster: self.cluster,
+                cluster,
                 name,
                 from,
                 to,
                 writer,
             };
-            let descriptor = self.uploader.repository().fetch_descriptor(&key).await?;
-            let wal = descriptor.wal.unwrap_or_default();
-            expected.extend(wal.first_record.into_iter().chain(wal.last_record));
+            let wal = repository.fetch_descriptor(&key).await?.wal;
+            let wal = wal.unwrap_or_default();
+            let records = wal.first_record.into_iter().chain(wal.last_record);
+            stored.records.extend(records);
         }
-        Ok(expected)
+        let before = number.previous();
+        let before = before.map(|number| SegmentName::new(point.timeline, number, self.size));
+        if let Some(name) = before.filter(|name| objects.segments.contains_key(name)) {
+            let key = ObjectKey::Segment { cluster, name };
+            let wal = repository.fetch_descriptor(&key).await?.wal;
+            stored.previous = wal.and_then(|wal| wal.last_record);
+        }
+        Ok(stored)
     }
 
     /// The server no longer has the WAL at `point`: records the hole and finds where it can go on.
@@ -455,6 +464,15 @@ impl Receiver {
             "GAP: the server has removed WAL that is not stored; restores cannot cross it: take a new base backup (walden backup)");
         Ok(next)
     }
+}
+
+/// Record starts that are stored.
+#[derive(Default)]
+struct StoredRecords {
+    /// Of the segment in which streaming starts: tail chunks name them, they must come again.
+    records: Vec<Lsn>,
+    /// The last one of the segment before, if it is known: the first that comes must follow it.
+    previous: Option<Lsn>,
 }
 
 /// History files by timeline.

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use wal_format::{DecoderConfig, Lsn, SegmentNumber, TimelineId, Timestamp};
 
-use super::{OnInvalid, Receiver, ResumePoint, Rpo, segments_in_flight};
+use super::{OnInvalid, Receiver, ResumePoint, Rpo, StoredRecords, segments_in_flight};
 use crate::assembler::{AssembledSegment, Assembler};
 use crate::progress::{Positions, Progress};
 use crate::replication::{Connection, StatusUpdate, StreamEvent};
@@ -96,10 +96,10 @@ impl Streaming {
         decoder: DecoderConfig,
         point: ResumePoint,
         lineage: String,
-        expected: Vec<Lsn>,
+        stored: StoredRecords,
     ) -> Result<Self> {
         let mut assembler = Assembler::new(decoder, point.timeline, lineage, point.start)?;
-        assembler.expect_records(expected);
+        assembler.expect(stored.records, stored.previous);
         let (interval, sync) = match receiver.config.rpo {
             Rpo::Interval(interval) => (interval, false),
             Rpo::Sync => (Duration::ZERO, true),

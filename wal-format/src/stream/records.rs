@@ -39,9 +39,12 @@ impl WalDecoder {
             self.crc.reset();
             self.crc.update(body);
             self.crc.update(RecordHeader::crc_covered(head));
-            self.kind = KindReader::new(&header, major);
-            if let Some(kind) = &mut self.kind {
-                kind.feed(body);
+            // Asked first, because a reader is large to move and few records need one.
+            if KindReader::may_read(&header) {
+                self.kind = KindReader::new(&header, major);
+                if let Some(kind) = &mut self.kind {
+                    kind.feed(body);
+                }
             }
             self.position = start.saturating_add(record.len() as u64);
             self.start = start;
@@ -144,9 +147,13 @@ impl WalDecoder {
                 sink,
             );
         }
-        let kind = match self.kind.take().map(KindReader::finish).transpose() {
-            Ok(kind) => kind,
-            Err(()) => return self.invalid(start, InvalidReason::Body, sink),
+        let kind = match &self.kind {
+            None => None,
+            Some(_) => match self.kind.take().map(KindReader::finish) {
+                Some(Err(())) => return self.invalid(start, InvalidReason::Body, sink),
+                Some(Ok(kind)) => Some(kind),
+                None => None,
+            },
         };
         if let Some(aborted) = self.aborted.take() {
             let replaces = matches!(&kind, Some(RecordKind::OverwriteContrecord { overwritten, .. }) if *overwritten == aborted);
