@@ -249,7 +249,6 @@ fn parse_cluster_id(text: &str) -> Result<String, String> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use clap::CommandFactory;
 

@@ -208,7 +208,6 @@ fn code_of_repository(error: &repository::Error) -> ExitCode {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use anyhow::{Context, anyhow};
 

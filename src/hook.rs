@@ -70,7 +70,6 @@ pub(crate) fn exit_on_panic(hook: Option<Hook>) {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use super::*;
 

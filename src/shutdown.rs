@@ -77,7 +77,6 @@ fn leave() -> ! {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use std::io::{BufRead, BufReader};
     use std::process::{Child, Command, Stdio};
@@ -93,11 +92,7 @@ mod tests {
     /// No child of these tests takes longer.
     const DEADLINE: Duration = Duration::from_secs(30);
 
-    #[expect(
-        clippy::exit,
-        clippy::print_stdout,
-        reason = "the child talks to its parent so"
-    )]
+    #[expect(clippy::exit, reason = "the child talks to its parent so")]
     fn be_the_child(role: &str) {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         runtime.block_on(async {

@@ -94,7 +94,6 @@ fn single_line(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use clap::Parser;
 

@@ -309,7 +309,6 @@ impl ChunkFacts {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
     use wal_format::Major;

@@ -135,7 +135,6 @@ pub fn plan_resume(
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 

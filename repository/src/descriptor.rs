@@ -319,7 +319,6 @@ mod optional_crc {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
     use crate::ErrorClass;

@@ -311,6 +311,8 @@ fn check_not_before(args: &TargetArgs, plan: &RecoveryPlan) -> Result<()> {
         .exit_code(ExitCode::Target)
 }
 
+type ParseTarget = fn(&str, Option<&jiff::tz::TimeZone>) -> pitr::Result<RecoveryTarget>;
+
 /// What the user asked for, and in which words.
 fn goal_of(args: &TargetArgs) -> Result<(RecoveryGoal, String)> {
     let zone = args
@@ -320,11 +322,7 @@ fn goal_of(args: &TargetArgs) -> Result<(RecoveryGoal, String)> {
         .transpose()
         .exit_code(ExitCode::Usage)?;
     let zone = zone.as_ref();
-    let forms: [(
-        &Option<String>,
-        &str,
-        fn(&str, Option<&jiff::tz::TimeZone>) -> pitr::Result<RecoveryTarget>,
-    ); 5] = [
+    let forms: [(&Option<String>, &str, ParseTarget); 5] = [
         (&args.to, "", RecoveryTarget::parse),
         (&args.to_time, "time ", RecoveryTarget::parse_time),
         (&args.to_lsn, "LSN ", |text, _| {
@@ -354,7 +352,6 @@ fn goal_of(args: &TargetArgs) -> Result<(RecoveryGoal, String)> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
     use clap::Parser;
 

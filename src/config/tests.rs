@@ -1,7 +1,5 @@
 //! What a configuration file may and may not say.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
 use super::*;
 
 const RECIPIENT: &str = "age1eyj8hva38agpddvlr3gpgvcnd8dlue4aaq9ll2n32rvdwxl804uswp2dkf";

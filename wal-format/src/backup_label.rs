@@ -319,7 +319,6 @@ fn located(value: Value<'_>, missing: &'static str) -> Result<(Lsn, SegmentName)
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::{BackupHistory, BackupLabel, IncrementalFrom};
     use crate::{Error, Lsn, TimelineId};

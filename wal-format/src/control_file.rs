@@ -223,7 +223,6 @@ fn check_crc(bytes: &[u8], major: Major) -> Result<(), Error> {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::{ClusterState, ControlFile};
     use crate::testing::{control_file, control_file_crc};

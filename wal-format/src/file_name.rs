@@ -150,7 +150,6 @@ fn take_hex(text: &str) -> Result<(u32, &str), Error> {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::{SegmentName, WalFileName};
     use crate::{Error, Lsn, SegmentNumber, SegmentSize, TimelineId};

@@ -238,7 +238,6 @@ impl SegmentNumber {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::{Lsn, SegmentNumber, SegmentSize};
     use crate::Error;

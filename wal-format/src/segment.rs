@@ -303,5 +303,4 @@ pub fn summarise_segment(
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests;

@@ -281,5 +281,4 @@ impl WalDecoder {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests;

@@ -255,7 +255,6 @@ fn take_word(text: &[u8]) -> (&[u8], &[u8]) {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::{TimelineHistory, TimelineId};
     use crate::{Error, Lsn};

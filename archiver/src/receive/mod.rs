@@ -538,7 +538,6 @@ async fn remind_of_backup(uploader: Uploader, cluster: ClusterId) {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 
