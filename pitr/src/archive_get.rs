@@ -440,7 +440,6 @@ fn stored_segments(objects: &TimelineObjects) -> impl Iterator<Item = &SegmentNa
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 

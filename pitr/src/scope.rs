@@ -222,7 +222,6 @@ fn parse_lsn(text: &str) -> Result<Lsn> {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 
