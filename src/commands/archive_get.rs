@@ -32,7 +32,9 @@ const UNPROVEN_HISTORY_FILE: &str = "walden-unproven-history";
 #[command(after_help = "\
 In postgresql.conf:
   restore_command = 'walden archive-get --config /etc/walden/walden.toml %f %p'
-`walden restore` writes this setting itself.")]
+`walden restore` writes this setting itself.
+
+Errors of the store are retried for [restore] patience, 10 minutes unless the configuration says otherwise.")]
 pub(crate) struct ArchiveGetArgs {
     /// Name of the file, as %f gives it
     #[arg(value_name = "NAME")]
