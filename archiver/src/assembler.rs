@@ -366,7 +366,10 @@ mod tests {
     #[test]
     fn a_record_that_is_swallowed_by_the_last_one_of_its_segment_is_missed() {
         let (wal, starts) = bytes_of(6, 250_000);
-        let last = *starts.iter().rfind(|start| **start < SIZE.end(SIZE.segment(START))).unwrap();
+        let last = *starts
+            .iter()
+            .rfind(|start| **start < SIZE.end(SIZE.segment(START)))
+            .unwrap();
         let mut assembler = assembler(START);
         assembler.expect(vec![last.saturating_add(800)], None);
         let at = diverged(assembler.push(START, &wal));
@@ -385,7 +388,9 @@ mod tests {
         let cut = taken + 1000;
         first.push(border, &wal[taken..cut]).unwrap();
         first.describe_chunk(0);
-        first.push(border.saturating_add(1000), &wal[cut..cut + 300_000]).unwrap();
+        first
+            .push(border.saturating_add(1000), &wal[cut..cut + 300_000])
+            .unwrap();
         let chunk = first.describe_chunk(1000);
         assert_eq!(chunk.first_record, Some(across), "the test tests nothing");
 

@@ -74,7 +74,6 @@ pub struct RestoreProgress {
 }
 
 /// A data directory in which only `pg_control` and the settings are missing.
-#[derive(Debug)]
 pub struct LaidOut {
     data: DataDirectory,
     owner: Option<Owner>,

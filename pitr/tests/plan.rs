@@ -572,9 +572,14 @@ fn the_path_leaves_its_parent_at_the_switch_point() {
     let scope = plan.scope("7412".parse().unwrap());
     let rule = |timeline, number| scope.rule(world.name(timeline, number)).unwrap();
     let cut = Some(SIZE.offset(switch));
-    assert_eq!(rule(TimelineId::FIRST, 4), Ruling::Needed { cut });
+    assert!(
+        matches!(rule(TimelineId::FIRST, 4), Ruling::Needed { cut: found, .. } if found == cut)
+    );
     assert_eq!(rule(TimelineId::FIRST, 5), Ruling::OffPath);
-    assert_eq!(rule(timeline(2), 6), Ruling::Needed { cut: None });
+    assert!(matches!(
+        rule(timeline(2), 6),
+        Ruling::Needed { cut: None, .. }
+    ));
     // A transaction of the dead branch is not found, one of the shared part is.
     assert_eq!(
         world.failure(RecoveryTarget::Xid(128)).0,
@@ -632,7 +637,10 @@ fn a_timeline_of_which_only_the_history_is_stored_ends_in_its_parent() {
     let scope = plan.scope("7412".parse().unwrap());
     let rule = |timeline, number| scope.rule(world.name(timeline, number)).unwrap();
     assert_eq!(rule(timeline(2), 4), Ruling::OffPath);
-    assert_eq!(rule(TimelineId::FIRST, 4), Ruling::Needed { cut: None });
+    assert!(matches!(
+        rule(TimelineId::FIRST, 4),
+        Ruling::Needed { cut: None, .. }
+    ));
     assert_eq!(rule(TimelineId::FIRST, 5), Ruling::BehindEnd);
 }
 

@@ -191,8 +191,6 @@ fn is_same_on_older(asked: SegmentName, unproven: SegmentName) -> bool {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
     use super::*;
 
     fn standby() -> (tempfile::TempDir, Standby) {

@@ -37,13 +37,18 @@ fn server(major: u32) -> Builder {
 fn seed() -> u64 {
     let said = std::env::var("WALDEN_TEST_SEED").ok();
     said.map_or_else(
-        || u64::from(std::process::id()) << 20 ^ jiff::Timestamp::now().as_microsecond().unsigned_abs(),
+        || {
+            u64::from(std::process::id()) << 20
+                ^ jiff::Timestamp::now().as_microsecond().unsigned_abs()
+        },
         |said| said.parse().expect("WALDEN_TEST_SEED is a number"),
     )
 }
 
 fn lsn(text: &str) -> Lsn {
-    text.trim().parse().unwrap_or_else(|_| panic!("{text:?} is no LSN"))
+    text.trim()
+        .parse()
+        .unwrap_or_else(|_| panic!("{text:?} is no LSN"))
 }
 
 /// About this many MiB of WAL that mean nothing.
@@ -61,7 +66,11 @@ fn positions(server: &Server) -> Option<[Lsn; 3]> {
         "select sent_lsn, write_lsn, flush_lsn from pg_stat_replication
          where application_name = 'walden' and flush_lsn is not null",
     );
-    let row: Vec<Lsn> = row.split('|').filter(|text| !text.is_empty()).map(lsn).collect();
+    let row: Vec<Lsn> = row
+        .split('|')
+        .filter(|text| !text.is_empty())
+        .map(lsn)
+        .collect();
     row.try_into().ok()
 }
 
@@ -150,8 +159,13 @@ fn everything_received_is_stored(builder: Builder, plan: Plan<'_>) {
     terminate(run);
     let compared = site.compare(FIRST, &server.wal_directory());
     assert!(compared.to >= end, "{compared:?} {end}");
-    assert_eq!(restart_lsn(&server), compared.to, "the slot holds what is not stored, no more");
-    let segments = end.distance_from(compared.from).expect("forward") / u64::from(site.size.bytes());
+    assert_eq!(
+        restart_lsn(&server),
+        compared.to,
+        "the slot holds what is not stored, no more"
+    );
+    let segments =
+        end.distance_from(compared.from).expect("forward") / u64::from(site.size.bytes());
     assert_eq!(compared.segments as u64, segments, "{compared:?}");
     assert!(compared.segments > 0 && compared.chunks > 3, "{compared:?}");
 }
@@ -164,7 +178,13 @@ fn everything_received_from_15_is_stored() {
 #[test]
 fn everything_received_from_18_is_stored_encrypted() {
     let encrypted = true;
-    everything_received_is_stored(server(18), Plan { encrypted, ..Plan::default() });
+    everything_received_is_stored(
+        server(18),
+        Plan {
+            encrypted,
+            ..Plan::default()
+        },
+    );
 }
 
 #[test]
@@ -181,13 +201,21 @@ fn shutdown_checkpoint_end(server: &Server, site: &Site) -> Lsn {
     let offset = site.size.offset(start) as usize;
     let length = file.get(offset..offset + 4).expect("in the segment");
     let length = u32::from_le_bytes(length.try_into().expect("four bytes"));
-    assert!((100..200).contains(&length), "a checkpoint has not {length} bytes");
+    assert!(
+        (100..200).contains(&length),
+        "a checkpoint has not {length} bytes"
+    );
     start.saturating_add(u64::from(length))
 }
 
 /// Stops the server while it is written to, with `during` beside, and looks at what is stored. Then the server comes back,
 /// and so does `walden run`, by itself.
-fn shutdown_while_archiving(mut server: Server, site: &Site, least: Duration, during: impl FnOnce() + Send) {
+fn shutdown_while_archiving(
+    mut server: Server,
+    site: &Site,
+    least: Duration,
+    during: impl FnOnce() + Send,
+) {
     let mut run = site.archive(&server);
     let mut oracle = Oracle::prepare(&server, seed());
     let clients = oracle.start(&server, 2);
@@ -206,7 +234,10 @@ fn shutdown_while_archiving(mut server: Server, site: &Site, least: Duration, du
     });
     let end = shutdown_checkpoint_end(&server, site);
     let compared = site.compare(FIRST, &server.wal_directory());
-    assert!(compared.to >= end, "{compared:?}, the checkpoint ends at {end}");
+    assert!(
+        compared.to >= end,
+        "{compared:?}, the checkpoint ends at {end}"
+    );
 
     server.start();
     wait_until("walden run is back", DEADLINE, || flushed(&server));
@@ -220,7 +251,13 @@ fn shutdown_while_archiving(mut server: Server, site: &Site, least: Duration, du
 fn fast_shutdown_of_15_waits_for_the_last_byte_and_no_longer() {
     let server = server(15).start();
     let rpo = "600s";
-    let site = Site::new(&server, Plan { rpo, ..Plan::default() });
+    let site = Site::new(
+        &server,
+        Plan {
+            rpo,
+            ..Plan::default()
+        },
+    );
     shutdown_while_archiving(server, &site, Duration::ZERO, || {});
 }
 
@@ -230,7 +267,11 @@ fn fast_shutdown_survives_a_folder_that_cannot_be_written() {
     let site = Site::new(&server, Plan::default());
     let stall = Duration::from_secs(3);
     shutdown_while_archiving(server, &site, Duration::from_secs(2), || {
-        let folders = || site.folders().into_iter().filter(|folder| *folder != site.root);
+        let folders = || {
+            site.folders()
+                .into_iter()
+                .filter(|folder| *folder != site.root)
+        };
         let mode = |folder: &Path, mode| {
             fs::set_permissions(folder, fs::Permissions::from_mode(mode)).expect("set a mode");
         };
@@ -246,14 +287,23 @@ fn a_bucket_that_stalls_delays_and_loses_nothing() {
     let bucket = Bucket::new();
     let gate = Gate::before(&bucket);
     let place = Place::Bucket(&bucket, gate.endpoint());
-    let site = Site::new(&server, Plan { place, encrypted: true, ..Plan::default() });
+    let site = Site::new(
+        &server,
+        Plan {
+            place,
+            encrypted: true,
+            ..Plan::default()
+        },
+    );
     let run = site.archive(&server);
     write_wal(&server, 3);
     assert!(sample_flush(&server, &site, Duration::from_secs(1)) > 0);
     wait_until_flushed(&server);
     terminate(run);
     let least = Duration::from_secs(2);
-    shutdown_while_archiving(server, &site, least, || gate.shut_for(Duration::from_secs(3)));
+    shutdown_while_archiving(server, &site, least, || {
+        gate.shut_for(Duration::from_secs(3))
+    });
 }
 
 #[test]
@@ -261,14 +311,23 @@ fn sigterm_stores_the_tail() {
     for major in [15, 18] {
         let server = server(major).start();
         let rpo = "600s";
-        let site = Site::new(&server, Plan { rpo, ..Plan::default() });
+        let site = Site::new(
+            &server,
+            Plan {
+                rpo,
+                ..Plan::default()
+            },
+        );
         let run = site.archive(&server);
         write_wal(&server, 2);
         let end = wait_until_sent(&server);
         let before = flushed(&server).expect("it is connected");
         assert!(before < end, "something must be left to store");
         let log = terminate(run);
-        assert!(log.contains("stopped, everything received is stored"), "{log}");
+        assert!(
+            log.contains("stopped, everything received is stored"),
+            "{log}"
+        );
         let compared = site.compare(FIRST, &server.wal_directory());
         assert!(compared.to >= end, "{compared:?} {end}");
         assert_eq!(restart_lsn(&server), compared.to);
@@ -302,8 +361,14 @@ fn another_cluster_and_major_14_are_refused() {
     terminate(site.archive(&ours));
     let before = site.objects();
     let other = server(15).own_identity().start();
-    let output = site.walden.run(["run", "--postgres", &other.conninfo()]).expect_code(5);
-    assert!(output.stderr.contains("system identifier: expected "), "{output}");
+    let output = site
+        .walden
+        .run(["run", "--postgres", &other.conninfo()])
+        .expect_code(5);
+    assert!(
+        output.stderr.contains("system identifier: expected "),
+        "{output}"
+    );
     assert_eq!(other.psql("select count(*) from pg_replication_slots"), "0");
     assert!(site.objects() == before, "something was stored");
 
@@ -327,14 +392,27 @@ fn copy_over(from: &Path, to: &Path) {
 }
 
 /// A server whose storage was put back to an earlier state, while the repository knows the later one.
-fn rolled_back(major: u32, rpo: &str, last_run: impl FnOnce(&Server, &Site, Running)) -> (Server, Site) {
+fn rolled_back(
+    major: u32,
+    rpo: &str,
+    last_run: impl FnOnce(&Server, &Site, Running),
+) -> (Server, Site) {
     let mut server = server(major).start();
-    let site = Site::new(&server, Plan { rpo, ..Plan::default() });
+    let site = Site::new(
+        &server,
+        Plan {
+            rpo,
+            ..Plan::default()
+        },
+    );
     let run = site.archive(&server);
     write_wal(&server, 2);
     terminate(run);
     server.stop(Stop::Fast, SHUTDOWN_DEADLINE);
-    let (data, kept) = (server.data_directory().to_owned(), server.scratch().join("kept"));
+    let (data, kept) = (
+        server.data_directory().to_owned(),
+        server.scratch().join("kept"),
+    );
     copy_over(&data, &kept);
     server.start();
     let run = site.archive(&server);
@@ -355,8 +433,14 @@ fn refuses_the_rolled_back(site: &Site, said: &str) {
     for (name, object) in &before {
         assert!(after.get(name) == Some(object), "{name} was touched");
     }
-    let new: Vec<&String> = after.keys().filter(|name| !before.contains_key(*name)).collect();
-    assert!(new.is_empty(), "stored from another past: {new:?}\n{output}");
+    let new: Vec<&String> = after
+        .keys()
+        .filter(|name| !before.contains_key(*name))
+        .collect();
+    assert!(
+        new.is_empty(),
+        "stored from another past: {new:?}\n{output}"
+    );
 }
 
 fn up_to_the_tail(server: &Server, _: &Site, run: Running) {
@@ -396,7 +480,11 @@ fn a_server_put_back_in_time_is_refused_where_a_segment_ended() {
         });
         run.kill();
         let covered = site.covered_to(&site.catalog(), FIRST).expect("stored");
-        assert_eq!(site.size.offset(covered), 0, "no chunk of the open segment is stored");
+        assert_eq!(
+            site.size.offset(covered),
+            0,
+            "no chunk of the open segment is stored"
+        );
     });
     write_other_wal(&server, 6);
     refuses_the_rolled_back(&site, "the server's WAL has changed");
@@ -419,7 +507,13 @@ fn recovered(major: u32, site: &Site, base: &Path) -> Server {
 }
 
 /// Stops a run at a moment at which it is storing something, and kills it. Says what it was storing.
-fn kill_in_flight(server: &Server, site: &Site, run: Running, before: &BTreeSet<PathBuf>, random: &mut Random) -> &'static str {
+fn kill_in_flight(
+    server: &Server,
+    site: &Site,
+    run: Running,
+    before: &BTreeSet<PathBuf>,
+    random: &mut Random,
+) -> &'static str {
     for attempt in 0..400 {
         run.signal(Signal::STOP);
         let unfinished = site.unfinished();
@@ -429,9 +523,9 @@ fn kill_in_flight(server: &Server, site: &Site, run: Running, before: &BTreeSet<
             Some(path) if path.contains("/tail/") => Some("chunk"),
             Some(_) => Some("segment"),
             // Everything it has received for long may be stored: then it is the bytes since then that are in flight.
-            None if attempt >= 50 => {
-                positions(server).filter(|[sent, _, flush]| sent > flush).map(|_| "bytes")
-            }
+            None if attempt >= 50 => positions(server)
+                .filter(|[sent, _, flush]| sent > flush)
+                .map(|_| "bytes"),
             None => None,
         };
         if let Some(kind) = kind {
@@ -444,13 +538,18 @@ fn kill_in_flight(server: &Server, site: &Site, run: Running, before: &BTreeSet<
     panic!("it never had anything in flight");
 }
 
-fn killed_at_twenty_moments(major: u32) {
+fn killed_at_twenty_moments(major: u32, rpo: &str) {
     let seed = seed();
     process::note(&format!("WALDEN_TEST_SEED={seed}"));
     let mut random = Random::new(seed);
     let server = server(major).start();
-    let rpo = "30ms";
-    let site = Site::new(&server, Plan { rpo, ..Plan::default() });
+    let site = Site::new(
+        &server,
+        Plan {
+            rpo,
+            ..Plan::default()
+        },
+    );
     let mut first = Some(site.archive(&server));
     let base = server.scratch().join("base");
     server.base_backup(&base, &["-X", "none"]);
@@ -476,16 +575,24 @@ fn killed_at_twenty_moments(major: u32) {
             *kinds.entry(kind).or_default() += 1;
             let reported = restart_lsn(&server);
             let covered = site.covered_to(&site.catalog(), FIRST);
-            assert!(covered >= Some(reported), "{covered:?} {reported} seed {seed}");
+            assert!(
+                covered >= Some(reported),
+                "{covered:?} {reported} seed {seed}"
+            );
         }
         stop.store(true, Ordering::Relaxed);
         restart_lsn(&server)
     });
     oracle.stop(clients);
-    process::note(&format!("PostgreSQL {major}, killed while in flight were: {kinds:?}"));
+    process::note(&format!(
+        "PostgreSQL {major}, killed while in flight were: {kinds:?}"
+    ));
     assert!(kinds.len() > 1, "{kinds:?}: too much alike");
     let compared = site.compare(FIRST, &server.wal_directory());
-    assert!(compared.to >= reported, "{compared:?} {reported} seed {seed}");
+    assert!(
+        compared.to >= reported,
+        "{compared:?} {reported} seed {seed}"
+    );
 
     // What the last one left is what there is: no commit that the slot let go of is missing.
     let dump = oracle.dump(&server);
@@ -510,12 +617,12 @@ fn killed_at_twenty_moments(major: u32) {
 
 #[test]
 fn a_run_on_15_may_be_killed_at_any_moment() {
-    killed_at_twenty_moments(15);
+    killed_at_twenty_moments(15, "100ms");
 }
 
 #[test]
 fn a_run_on_18_may_be_killed_at_any_moment() {
-    killed_at_twenty_moments(18);
+    killed_at_twenty_moments(18, "sync");
 }
 
 /// The primary is lost while it writes, and the standby that we stream from takes over; `walden run` is there when that
@@ -553,13 +660,19 @@ fn follows_a_promotion(major: u32, present: bool) {
     let old = site.compare(FIRST, &standby.wal_directory());
     let new = site.compare(second, &standby.wal_directory());
     let first = site.size.start(site.size.segment(switch));
-    assert_eq!(new.from, first, "timeline 2 begins in the segment of the switch");
+    assert_eq!(
+        new.from, first,
+        "timeline 2 begins in the segment of the switch"
+    );
     assert!(new.to >= end, "{new:?} {end}");
     assert!(old.to >= first, "{old:?} reaches the switch at {switch}");
     let (name, partial) = site.partial(FIRST);
     let file = fs::read(standby.wal_directory().join(name.to_string())).expect("a segment");
     assert_eq!(name.start(site.size), Some(first));
-    assert!(partial == file[..site.size.offset(switch) as usize], "all of timeline 1 and no more");
+    assert!(
+        partial == file[..site.size.offset(switch) as usize],
+        "all of timeline 1 and no more"
+    );
 
     let objects = site.objects();
     let (_, told) = objects
@@ -567,8 +680,12 @@ fn follows_a_promotion(major: u32, present: bool) {
         .find(|(name, _)| name.ends_with("00000002.history"))
         .map(|(_, object)| object)
         .expect("the history is stored");
-    let of_second = |name: &str| name.contains("/wal/00000002/") || name.contains("/tail/00000002/");
-    let mut of_second = objects.iter().filter(|(name, _)| of_second(name)).peekable();
+    let of_second =
+        |name: &str| name.contains("/wal/00000002/") || name.contains("/tail/00000002/");
+    let mut of_second = objects
+        .iter()
+        .filter(|(name, _)| of_second(name))
+        .peekable();
     assert!(of_second.peek().is_some());
     for (name, (_, stored)) in of_second {
         assert!(told <= stored, "{name} was stored before its history");
@@ -593,10 +710,23 @@ fn follows_a_promotion_that_it_missed() {
 
 #[test]
 fn a_gap_is_recorded_and_said_once_and_streaming_goes_on() {
-    let settings = ["wal_keep_size = 0", "min_wal_size = 2MB", "max_wal_size = 4MB"];
-    let server = settings.into_iter().fold(server(18), Builder::setting).start();
+    let settings = [
+        "wal_keep_size = 0",
+        "min_wal_size = 2MB",
+        "max_wal_size = 4MB",
+    ];
+    let server = settings
+        .into_iter()
+        .fold(server(18), Builder::setting)
+        .start();
     let rpo = "100ms";
-    let site = Site::new(&server, Plan { rpo, ..Plan::default() });
+    let site = Site::new(
+        &server,
+        Plan {
+            rpo,
+            ..Plan::default()
+        },
+    );
     let run = site.archive(&server);
     write_wal(&server, 2);
     wait_until_flushed(&server);
@@ -606,7 +736,10 @@ fn a_gap_is_recorded_and_said_once_and_streaming_goes_on() {
     let kept = server.scratch().join("kept");
     let keep = || {
         let mut copy = command("cp");
-        copy.arg("-a").arg(server.wal_directory()).arg("-T").arg(&kept);
+        copy.arg("-a")
+            .arg(server.wal_directory())
+            .arg("-T")
+            .arg(&kept);
         process::run(copy, COMMAND_DEADLINE).expect_success();
     };
     keep();
@@ -619,7 +752,9 @@ fn a_gap_is_recorded_and_said_once_and_streaming_goes_on() {
     });
 
     let run = site.archive(&server);
-    wait_until("it goes on", DEADLINE, || flushed(&server).filter(|flush| *flush > stored));
+    wait_until("it goes on", DEADLINE, || {
+        flushed(&server).filter(|flush| *flush > stored)
+    });
     write_wal(&server, 2);
     let end = wait_until_flushed(&server);
     keep();

@@ -221,7 +221,7 @@ impl Receiver {
                 .await;
             let started = match started {
                 Err(error) if error.server_kind() == Some(ServerErrorKind::WalRemoved) => {
-                    point = self.record_gap(&server, point, &error).await?;
+                    point = self.record_gap(&server, point, stored, &error).await?;
                     continue;
                 }
                 started => started?,
@@ -233,8 +233,8 @@ impl Receiver {
                     switch_point,
                 } => (next_timeline, switch_point),
                 Started::Streaming => {
-                    let stored = self.stored_records(&catalog, point).await?;
-                    let streaming = stream::Streaming::new(self, decoder, point, lineage, stored)?;
+                    let records = self.stored_records(&catalog, point).await?;
+                    let streaming = stream::Streaming::new(self, decoder, point, lineage, records)?;
                     match streaming.run(&mut connection).await {
                         Ok(stream::StreamEnd::Stopped) => {
                             connection.close().await?;
@@ -247,10 +247,15 @@ impl Receiver {
                             next_timeline,
                             switch_point,
                         }) => (next_timeline, switch_point),
-                        // The error about the start may be the first thing that streams.
+                        // The error about the start may be the first thing that streams. The connection stays usable; a new one
+                        // would begin at the repository's end again, and fail again, unless something was stored meanwhile.
                         Err(error) if error.server_kind() == Some(ServerErrorKind::WalRemoved) => {
-                            self.record_gap(&server, point, &error).await?;
-                            return Err(error);
+                            let catalog = self.uploader.repository().list(self.cluster).await?;
+                            if repository_end(&catalog, self.size, server.restart_lsn) != stored {
+                                return Err(error);
+                            }
+                            point = self.record_gap(&server, point, stored, &error).await?;
+                            continue;
                         }
                         Err(error) => return Err(error),
                     }
@@ -381,11 +386,7 @@ impl Receiver {
     }
 
     /// What is stored around `point` and must fit what comes: a rolled-back server shows itself here.
-    async fn stored_records(
-        &self,
-        catalog: &Catalog,
-        point: ResumePoint,
-    ) -> Result<StoredRecords> {
+    async fn stored_records(&self, catalog: &Catalog, point: ResumePoint) -> Result<StoredRecords> {
         let number = self.size.segment(point.start);
         let name = SegmentName::new(point.timeline, number, self.size);
         let mut stored = StoredRecords::default();
@@ -423,9 +424,12 @@ impl Receiver {
         &self,
         server: &ServerPosition,
         point: ResumePoint,
+        stored: Option<RepositoryEnd>,
         error: &Error,
     ) -> Result<ResumePoint> {
-        let from = point.start;
+        // Tail chunks of the segment at `point` are there.
+        let stored = stored.filter(|stored| stored.timeline == point.timeline);
+        let from = stored.map_or(point.start, |stored| stored.end.max(point.start));
         let next = server
             .restart_lsn
             .filter(|lsn| *lsn > from)

@@ -16,7 +16,9 @@ pub(super) struct Gate {
 impl Gate {
     pub(super) fn before(bucket: &Bucket) -> Self {
         let environment = bucket.environment();
-        let endpoint = environment.iter().find(|(name, _)| name == "AWS_ENDPOINT_URL");
+        let endpoint = environment
+            .iter()
+            .find(|(name, _)| name == "AWS_ENDPOINT_URL");
         let endpoint = endpoint.and_then(|(_, url)| url.strip_prefix("http://"));
         let store = endpoint.expect("a store over HTTP").to_owned();
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listen");
@@ -26,10 +28,14 @@ impl Gate {
         // Threads end with their connections, and the listening one with the program.
         std::thread::spawn(move || {
             for client in listener.incoming().flatten() {
-                let Ok(server) = TcpStream::connect(&store) else { continue };
+                let Ok(server) = TcpStream::connect(&store) else {
+                    continue;
+                };
                 let pairs = [(&client, &server), (&server, &client)];
                 for (from, to) in pairs {
-                    let (Ok(from), Ok(to)) = (from.try_clone(), to.try_clone()) else { continue };
+                    let (Ok(from), Ok(to)) = (from.try_clone(), to.try_clone()) else {
+                        continue;
+                    };
                     let door = Arc::clone(&guard);
                     std::thread::spawn(move || forward(from, to, &door));
                 }
