@@ -53,21 +53,15 @@ const STYLES: Styles = Styles::styled()
     .placeholder(AnsiColor::Cyan.on_default());
 
 /// One variant a command, in the order in which a user meets them.
-///
-/// A variant marked `cfg(test)` has its arguments (and their tests) but no code yet: the program does not offer it.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    #[cfg(test)]
     Init(commands::init::InitArgs),
     Run(commands::run::RunArgs),
     Backup(commands::backup::BackupArgs),
-    #[cfg(test)]
     List(commands::list::ListArgs),
     Restore(Box<commands::restore::RestoreArgs>),
-    #[cfg(test)]
     Status(commands::status::StatusArgs),
     Config(commands::config::ConfigArgs),
-    #[cfg(test)]
     ArchivePush(commands::archive_push::ArchivePushArgs),
     ArchiveGet(commands::archive_get::ArchiveGetArgs),
     /// Panic, for the tests of what happens then

@@ -39,6 +39,10 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 const RPO_RANGE: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(100)..=Duration::from_secs(3600);
 
+/// Bounds of the hooks' patience: below, a store that hiccups stops a recovery; above, nobody waits any more.
+const PATIENCE_RANGE: std::ops::RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(7 * 86_400);
+
 /// The settings of one cluster.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Config {
@@ -48,6 +52,8 @@ pub(crate) struct Config {
     pub(crate) postgres: Postgres,
     /// `[archive]`
     pub(crate) archive: Archive,
+    /// `[restore]`
+    pub(crate) restore: Restore,
     /// `[encryption]`, or `encryption = "none"`; `None` only if there is no file and no identity was given.
     pub(crate) encryption: Option<Encryption>,
     /// `[[repository]]`: exactly one in this version.
@@ -78,6 +84,13 @@ pub(crate) struct Archive {
     pub(crate) on_invalid: OnInvalid,
     /// How objects are compressed.
     pub(crate) compression: Compression,
+}
+
+/// How WAL is fetched back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Restore {
+    /// How long `archive-get` asks again while the store fails, before recovery stops: 1 s to 7 d.
+    pub(crate) patience: Duration,
 }
 
 /// The longest time for which received WAL may be unstored.
@@ -155,6 +168,14 @@ impl Default for Archive {
             ack: Ack::All,
             on_invalid: OnInvalid::StoreAndReport,
             compression: Compression::Lz4,
+        }
+    }
+}
+
+impl Default for Restore {
+    fn default() -> Self {
+        Self {
+            patience: Duration::from_secs(600),
         }
     }
 }
@@ -240,6 +261,10 @@ impl Config {
                 None => Postgres::default(),
             };
             let archive = top.table("archive")?;
+            let restore = match top.table("restore")? {
+                Some(table) => Restore::read(table)?,
+                None => Restore::default(),
+            };
             let encryption = Encryption::read(top, folder)?;
             let tables = top.tables("repository")?;
             if let Some(second) = tables.get(1) {
@@ -260,6 +285,7 @@ impl Config {
                 file: Some(path.to_owned()),
                 postgres,
                 archive,
+                restore,
                 encryption: Some(encryption),
                 repositories,
                 warnings,
@@ -272,6 +298,7 @@ impl Config {
             file: None,
             postgres: Postgres::default(),
             archive: Archive::default(),
+            restore: Restore::default(),
             encryption: None,
             repositories: Vec::new(),
             warnings: Vec::new(),
@@ -486,6 +513,28 @@ impl Archive {
         }
         table.finish()?;
         Ok(archive)
+    }
+}
+
+impl Restore {
+    fn read(mut table: Table<'_>) -> Result<Self, Complaint> {
+        let mut restore = Self::default();
+        if let Some(patience) = table.string("patience")? {
+            let parsed =
+                parse_duration(&patience.value).map_err(|message| patience.complain(message))?;
+            if !PATIENCE_RANGE.contains(&parsed) {
+                let (low, high) = (PATIENCE_RANGE.start(), PATIENCE_RANGE.end());
+                return Err(patience.complain(format!(
+                    "a patience of {} is outside {} to {}",
+                    patience.value,
+                    exact_duration(*low),
+                    exact_duration(*high)
+                )));
+            }
+            restore.patience = parsed;
+        }
+        table.finish()?;
+        Ok(restore)
     }
 }
 

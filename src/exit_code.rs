@@ -17,8 +17,6 @@ pub(crate) enum ExitCode {
     Target,
     /// 5: integrity failure, a missing object, or a gap.
     Integrity,
-    /// 6: an objective (RPO, RTO) was missed.
-    Objective,
     /// 10: there is no such repository.
     NoRepository,
     /// 11: locked, or the slot is in use.
@@ -49,7 +47,6 @@ impl ExitCode {
             Self::Warnings => 3,
             Self::Target => 4,
             Self::Integrity => 5,
-            Self::Objective => 6,
             Self::NoRepository => 10,
             Self::Locked => 11,
             Self::NoKey => 12,
@@ -65,7 +62,6 @@ impl ExitCode {
             Self::Warnings => "warnings",
             Self::Target => "target",
             Self::Integrity => "integrity",
-            Self::Objective => "objective",
             Self::NoRepository => "no-repository",
             Self::Locked => "locked",
             Self::NoKey => "no-key",
@@ -87,7 +83,6 @@ mod tests {
             (ExitCode::Warnings, 3),
             (ExitCode::Target, 4),
             (ExitCode::Integrity, 5),
-            (ExitCode::Objective, 6),
             (ExitCode::NoRepository, 10),
             (ExitCode::Locked, 11),
             (ExitCode::NoKey, 12),

@@ -125,7 +125,6 @@ mod tests {
             Warnings,
             Target,
             Integrity,
-            Objective,
             NoRepository,
             Locked,
             NoKey,

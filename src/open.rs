@@ -175,14 +175,12 @@ pub(crate) async fn find_cluster(
 
 /// The store's deadlines for a command that a person waits for: asking again is cheap, waiting five minutes is not.
 pub(crate) const IMPATIENT: Deadlines = Deadlines {
-    request: Duration::from_secs(10),
-    total: Duration::from_secs(20),
+    request: Duration::from_secs(5),
+    total: Duration::from_secs(8),
 };
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
     use super::*;
     use crate::config::{Overrides, RepositoryOverride};
     use crate::failure::Failure;

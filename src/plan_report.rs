@@ -2,16 +2,15 @@
 
 use std::fmt::Write;
 
-use pitr::load::LoadedPlan;
-use pitr::plan::PieceSource;
+use pitr::plan::{PieceSource, RecoveryPlan};
 use pitr::time::format_utc;
+use repository::backup::BackupDescriptor;
 use serde_json::{Value, json};
 
 use crate::units::ByteSize;
 
 /// The plan for people.
-pub(crate) fn to_text(loaded: &LoadedPlan, target: &str) -> String {
-    let (plan, backup) = (&loaded.plan, &loaded.backup);
+pub(crate) fn to_text(plan: &RecoveryPlan, backup: &BackupDescriptor, target: &str) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: String| {
         // Writing to a string cannot fail.
@@ -85,8 +84,7 @@ pub(crate) fn to_text(loaded: &LoadedPlan, target: &str) -> String {
 }
 
 /// The plan for programs.
-pub(crate) fn to_json(loaded: &LoadedPlan, target: &str) -> Value {
-    let (plan, backup) = (&loaded.plan, &loaded.backup);
+pub(crate) fn to_json(plan: &RecoveryPlan, backup: &BackupDescriptor, target: &str) -> Value {
     let moment = |moment: Option<pitr::window::Moment>| {
         moment.map(|moment| {
             json!({ "lsn": moment.lsn.to_string(), "timeline": moment.timeline.get(), "time": moment.time.map(format_utc) })

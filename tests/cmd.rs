@@ -245,14 +245,14 @@ fn config_show_prints_a_file_that_reads_back_and_hides_passwords() {
 #[test]
 fn config_check_ends_with_3_for_what_is_unwise() {
     let folder = folder_with("walden.toml", VALID);
-    let run = walden(folder.path(), &["config", "check"], &[]);
+    let run = walden(folder.path(), &["config", "check", "--offline"], &[]);
     assert_eq!(
         (run.status, run.stdout.as_str(), run.stderr.as_str()),
         (Some(0), "./walden.toml: valid\n", "")
     );
     let unwise = format!("{VALID}\n[postgres]\nconninfo = \"host=db password=hunter2\"\n");
     std::fs::write(folder.path().join("walden.toml"), unwise).unwrap();
-    let run = walden(folder.path(), &["config", "check"], &[]);
+    let run = walden(folder.path(), &["config", "check", "--offline"], &[]);
     assert_eq!(run.status, Some(3), "{}", run.stdout);
     assert!(
         run.stdout.contains("warning: ") && !run.stdout.contains("hunter2"),

@@ -6,11 +6,16 @@
 
 use std::time::Duration;
 
-use repository::catalog::Catalog;
-use repository::key::{all_wal_prefix, tail_prefix};
-use wal_format::{SegmentName, SegmentSize, TimelineHistory, TimelineId, WalFileName};
+use repository::catalog::{Catalog, TimelineObjects};
+use repository::descriptor::WalDescriptor;
+use repository::key::{ObjectKey, all_wal_prefix, tail_prefix};
+use repository::wal::{describe, lineage};
+use wal_format::{
+    DecoderConfig, Lsn, SegmentName, SegmentScanner, SegmentSize, TimelineHistory, TimelineId,
+    WalFileName,
+};
 
-use crate::assemble::cut_at;
+use crate::assemble::{AssembledSegment, cut_at};
 use crate::scope::{RestoreScope, Ruling};
 use crate::segment_source::SegmentSource;
 use crate::{Error, Result};
@@ -18,6 +23,9 @@ use crate::{Error, Result};
 /// Time between the listing that shows a hole and the one that confirms it: stores list what was written a moment ago, but a
 /// segment may be on its way.
 const SECOND_LOOK: Duration = Duration::from_secs(1);
+
+/// Why a file on the planned path must be there.
+const PLANNED: &str = "the plan of this restore needs it";
 
 /// The answer to a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,16 +50,52 @@ pub async fn answer(
         what: name.to_owned(),
         reason: reason.to_owned(),
     };
-    match name.parse::<WalFileName>() {
-        Ok(WalFileName::Segment(segment)) => answer_segment(source, scope, segment).await,
-        Ok(WalFileName::History(timeline)) => {
-            let history = source.fetch_history(timeline).await?;
-            Ok(history.map_or(Answer::Absent, |(content, _)| Answer::Serve(content)))
+    let answer = match name.parse::<WalFileName>() {
+        Ok(WalFileName::Segment(segment)) => answer_segment(source, scope, segment).await?,
+        Ok(WalFileName::History(timeline)) => answer_history(source, scope, timeline).await?,
+        Ok(_) => return Err(unknown("PostgreSQL never asks for such a file")),
+        Err(_) => {
+            return Err(unknown(
+                "not the name of a WAL segment or timeline history file",
+            ));
         }
-        Ok(_) => Err(unknown("PostgreSQL never asks for such a file")),
-        Err(_) => Err(unknown(
-            "not the name of a WAL segment or timeline history file",
-        )),
+    };
+    if answer == Answer::Absent {
+        require_cluster(source).await?;
+    }
+    Ok(answer)
+}
+
+/// Nothing is proven absent where nothing is: a file system that is not mounted, another bucket of the same name.
+async fn require_cluster(source: &SegmentSource) -> Result<()> {
+    let found = source.repository.fetch_cluster(source.cluster).await?;
+    found.map(drop).ok_or_else(|| Error::Missing {
+        object: ObjectKey::Cluster(source.cluster).to_string(),
+        reason: "without it nothing else is proven absent".into(),
+    })
+}
+
+async fn answer_history(
+    source: &SegmentSource,
+    scope: Option<&RestoreScope>,
+    timeline: TimelineId,
+) -> Result<Answer> {
+    let planned = scope.and_then(|scope| scope.lineage(timeline));
+    let stored = source.fetch_history(timeline).await?;
+    // Timelines off the path are told of too: the server must not begin one whose number is taken.
+    match (stored, planned) {
+        (Some((content, _)), Some(planned)) if lineage(Some(&content)) != planned => {
+            Err(Error::Integrity {
+                object: WalFileName::History(timeline).to_string(),
+                reason: "it is not the history with which the restore was planned".into(),
+            })
+        }
+        (Some((content, _)), _) => Ok(Answer::Serve(content)),
+        (None, Some(planned)) if !planned.is_empty() => Err(Error::Missing {
+            object: WalFileName::History(timeline).to_string(),
+            reason: PLANNED.to_owned(),
+        }),
+        (None, _) => Ok(Answer::Absent),
     }
 }
 
@@ -60,11 +104,18 @@ async fn answer_segment(
     scope: Option<&RestoreScope>,
     name: SegmentName,
 ) -> Result<Answer> {
+    if name.start(source.size).is_none() {
+        return Err(Error::InvalidRequest {
+            what: name.to_string(),
+            reason: "no WAL segment of this cluster has this name".into(),
+        });
+    }
     let ruling = scope.map(|scope| scope.rule(name)).transpose()?;
-    let cut = match ruling {
+    let (cut, planned) = match ruling {
         Some(Ruling::OffPath) => return Ok(Answer::Absent),
-        Some(Ruling::Needed { cut }) => cut,
-        Some(Ruling::BehindEnd) | None => None,
+        Some(Ruling::Needed { cut, bytes }) => (cut, Some(bytes)),
+        Some(Ruling::BehindEnd) => (None, Some(0)),
+        None => (None, None),
     };
     let serve = |mut bytes: Vec<u8>| {
         if let Some(offset) = cut {
@@ -72,13 +123,10 @@ async fn answer_segment(
         }
         Answer::Serve(bytes)
     };
-    let lineage = match scope.and_then(|scope| scope.lineage(name.timeline)) {
-        Some(lineage) => Some(lineage.to_owned()),
-        None => expected_lineage(source, name.timeline).await?,
-    };
+    let way = Way::find(source, scope, name.timeline).await?;
     // Without a history file nothing of the timeline can be trusted; whether anything is there decides below.
-    if let Some(lineage) = &lineage
-        && let Some(bytes) = source.fetch_sealed(name, lineage).await?
+    if let Some(way) = &way
+        && let Some(bytes) = fetch_sealed(source, way, name, planned).await?
     {
         return Ok(serve(bytes));
     }
@@ -88,43 +136,69 @@ async fn answer_segment(
             tokio::time::sleep(SECOND_LOOK).await;
         }
         let catalog = list_wal(source).await?;
-        let objects = catalog.timelines.get(&name.timeline);
-        if objects.is_some_and(|objects| objects.segments.contains_key(&name)) {
-            let lineage = source.fetch_lineage(name.timeline).await?;
-            if let Some(bytes) = source.fetch_sealed(name, &lineage).await? {
-                return Ok(serve(bytes));
+        let is_stored = catalog
+            .timelines
+            .get(&name.timeline)
+            .is_some_and(|objects| {
+                objects.segments.contains_key(&name)
+                    || objects.tails.contains_key(&name)
+                    || objects.partials.iter().any(|partial| partial.name == name)
+            });
+        let requirement = match planned {
+            Some(0) => None,
+            Some(bytes) => Some(Requirement {
+                bytes,
+                reason: PLANNED.to_owned(),
+            }),
+            None => {
+                let histories = fetch_histories(source, &catalog).await?;
+                requirement(&catalog, &histories, source.size, name)
             }
-            hole = Some(format!("{name} is listed and cannot be fetched"));
+        };
+        if !is_stored {
+            let Some(requirement) = requirement else {
+                return Ok(Answer::Absent);
+            };
+            hole = Some(requirement.reason);
             continue;
         }
-        let histories = fetch_histories(source, &catalog).await?;
-        let descendant = descendant_of(&catalog, &histories, source.size, name);
-        let incomplete = match (objects, &lineage) {
-            (Some(objects), Some(lineage)) => {
-                source.fetch_incomplete(name, objects, lineage).await?
-            }
-            _ => None,
+        let Some(way) = Way::find(source, scope, name.timeline).await? else {
+            // Says why its absence is an error.
+            source.fetch_lineage(name.timeline).await?;
+            continue;
         };
-        if let Some(incomplete) = incomplete {
-            let needed = bytes_needed(scope, source.size, name, cut)?;
-            let continues = scope.is_none() && descendant.is_some();
-            if incomplete.length >= needed && !continues {
+        if let Some(bytes) = fetch_sealed(source, &way, name, planned).await? {
+            return Ok(serve(bytes));
+        }
+        let objects = catalog.timelines.get(&name.timeline);
+        let incomplete = match objects {
+            Some(objects) => source.fetch_incomplete(name, objects, way.lineage()).await,
+            None => Ok(None),
+        };
+        let needed = requirement.as_ref().map_or(0, |needs| needs.bytes);
+        hole = Some(match incomplete {
+            Ok(Some(incomplete)) if incomplete.length >= needed => {
+                let may_end_torn =
+                    objects.is_some_and(|objects| objects.partials.iter().any(|p| p.name == name));
+                let needed = match planned {
+                    Some(bytes) => bytes,
+                    // The end of a timeline that was left: whatever else its server had written there is not valid.
+                    None if may_end_torn => needed,
+                    None => incomplete.length,
+                };
+                check_incomplete(source, &way, name, &incomplete, needed).await?;
                 return Ok(serve(incomplete.bytes));
             }
-            hole = Some(format!(
-                "only {} bytes of {name} are stored",
-                incomplete.length
-            ));
-            continue;
-        }
-        hole = match ruling {
-            Some(Ruling::Needed { .. }) => Some("the plan of this restore needs it".to_owned()),
-            Some(_) => None,
-            None => descendant,
-        };
-        if hole.is_none() {
-            return Ok(Answer::Absent);
-        }
+            Ok(Some(incomplete)) => format!(
+                "only {} of its first {needed} bytes are stored, and {}",
+                incomplete.length,
+                requirement.map_or_else(String::new, |needs| needs.reason)
+            ),
+            Ok(None) => "it is listed and cannot be fetched".to_owned(),
+            // Chunks may have been removed between the listing and now, because something that covers them was stored.
+            Err(Error::Missing { object, reason }) => format!("{object} are missing: {reason}"),
+            Err(error) => return Err(error),
+        });
     }
     Err(Error::Missing {
         object: name.to_string(),
@@ -132,39 +206,117 @@ async fn answer_segment(
     })
 }
 
-/// How many of the segment's first bytes the plan needs.
-fn bytes_needed(
-    scope: Option<&RestoreScope>,
-    size: SegmentSize,
-    name: SegmentName,
-    cut: Option<u32>,
-) -> Result<u32> {
-    let Some(scope) = scope else { return Ok(0) };
-    let end = name
-        .start(size)
-        .and_then(|start| scope.end_lsn().ok()?.distance_from(start));
-    let to_end = end
-        .and_then(|bytes| u32::try_from(bytes).ok())
-        .unwrap_or(u32::MAX)
-        .min(size.bytes());
-    Ok(
-        if name
-            .start(size)
-            .is_some_and(|start| scope.end_lsn().is_ok_and(|end| end <= start))
-        {
-            0
-        } else {
-            to_end.min(cut.unwrap_or(u32::MAX))
-        },
-    )
+/// How a timeline was reached.
+enum Way<'a> {
+    /// As the plan of a restore has it.
+    Planned(&'a RestoreScope, String),
+    /// As its stored history has it.
+    Stored(TimelineHistory, String),
 }
 
-async fn expected_lineage(source: &SegmentSource, timeline: TimelineId) -> Result<Option<String>> {
-    if timeline == TimelineId::FIRST {
-        return Ok(Some(String::new()));
+impl<'a> Way<'a> {
+    /// `None` if no history file says how.
+    async fn find(
+        source: &SegmentSource,
+        scope: Option<&'a RestoreScope>,
+        timeline: TimelineId,
+    ) -> Result<Option<Self>> {
+        if let Some((scope, lineage)) =
+            scope.and_then(|scope| Some((scope, scope.lineage(timeline)?)))
+        {
+            return Ok(Some(Self::Planned(scope, lineage.to_owned())));
+        }
+        if timeline == TimelineId::FIRST {
+            return Ok(Some(Self::Stored(TimelineHistory::first(), lineage(None))));
+        }
+        let stored = source.fetch_history(timeline).await?;
+        Ok(stored.map(|(content, history)| Self::Stored(history, lineage(Some(&content)))))
     }
-    let history = source.fetch_history(timeline).await?;
-    Ok(history.map(|(content, _)| repository::wal::lineage(Some(&content))))
+
+    fn lineage(&self) -> &str {
+        match self {
+            Self::Planned(_, lineage) | Self::Stored(_, lineage) => lineage,
+        }
+    }
+
+    fn timeline_at(&self, lsn: Lsn) -> Result<TimelineId> {
+        match self {
+            Self::Planned(scope, _) => Ok(scope.timeline_at(lsn)?.unwrap_or(TimelineId::FIRST)),
+            Self::Stored(history, _) => Ok(history.timeline_at(lsn)),
+        }
+    }
+}
+
+/// Fetches a sealed segment, and checks what PostgreSQL would take for the end of WAL: records that are not valid, and records that
+/// do not continue those of the segment before. `planned`: how many of its bytes the plan of a restore needs; all without a plan.
+async fn fetch_sealed(
+    source: &SegmentSource,
+    way: &Way<'_>,
+    name: SegmentName,
+    planned: Option<u32>,
+) -> Result<Option<Vec<u8>>> {
+    let fetched = source.fetch_sealed_described(name, way.lineage()).await?;
+    let Some((wal, bytes)) = fetched else {
+        return Ok(None);
+    };
+    let needed = planned.unwrap_or(source.size.bytes());
+    check_records(source, way, name, &wal, needed).await?;
+    Ok(Some(bytes))
+}
+
+/// Decodes what partials and chunks gave together: each may be valid, and they need not be of one server.
+async fn check_incomplete(
+    source: &SegmentSource,
+    way: &Way<'_>,
+    name: SegmentName,
+    incomplete: &AssembledSegment,
+    needed: u32,
+) -> Result<()> {
+    let integrity = |reason: String| Error::Integrity {
+        object: name.to_string(),
+        reason,
+    };
+    let start = name.start(source.size).unwrap_or(Lsn::INVALID);
+    let decoder = DecoderConfig {
+        segment_size: source.size,
+        system_identifier: Some(source.cluster.system_identifier),
+        major: None,
+    };
+    let mut scanner =
+        SegmentScanner::new(decoder, start).map_err(|error| integrity(error.to_string()))?;
+    let stored = incomplete.bytes.get(..incomplete.length as usize);
+    scanner.push(stored.unwrap_or_default(), |_| {});
+    let end = start.saturating_add(u64::from(incomplete.length));
+    let wal = describe(&scanner.summary(), end, way.lineage());
+    check_records(source, way, name, &wal, needed).await
+}
+
+/// Refuses what PostgreSQL would take for the end of WAL in the first `needed` bytes of a segment.
+async fn check_records(
+    source: &SegmentSource,
+    way: &Way<'_>,
+    name: SegmentName,
+    wal: &WalDescriptor,
+    needed: u32,
+) -> Result<()> {
+    if let Some(at) = wal.invalid_at
+        && at
+            .distance_from(wal.start_lsn)
+            .is_none_or(|offset| offset < u64::from(needed))
+    {
+        return Err(Error::Integrity {
+            object: name.to_string(),
+            reason: format!(
+                "the record at {at} is not valid, and PostgreSQL would take it for the end of WAL"
+            ),
+        });
+    }
+    if needed > 0 {
+        source
+            .check_link(name, wal, |lsn| way.timeline_at(lsn))
+            .await?;
+    }
+    Ok(())
 }
 
 async fn list_wal(source: &SegmentSource) -> Result<Catalog> {
@@ -197,61 +349,112 @@ async fn fetch_histories(
     Ok(histories)
 }
 
-/// What is stored that descends from a segment, in words: its absence then is a hole.
-fn descendant_of(
+/// Why a segment must be there, and how much of it: less is a hole.
+#[derive(Debug, PartialEq, Eq)]
+struct Requirement {
+    /// How many of its first bytes; 0 if it must be there, however little of it.
+    bytes: u32,
+    /// What descends from it, in words.
+    reason: String,
+}
+
+/// What is stored that descends from a segment, and asks most of it.
+fn requirement(
     catalog: &Catalog,
     histories: &[TimelineHistory],
     size: SegmentSize,
     name: SegmentName,
-) -> Option<String> {
+) -> Option<Requirement> {
     let start = name.start(size)?;
-    if let Some(objects) = catalog.timelines.get(&name.timeline) {
-        let segments = objects.segments.keys().chain(objects.tails.keys());
-        let later = segments
-            .chain(objects.partials.iter().map(|partial| &partial.name))
-            .find(|later| **later > name);
-        if let Some(later) = later {
-            return Some(format!("{later}, which follows it, is stored"));
+    let whole = size.bytes();
+    let up_to = |lsn: Lsn| {
+        let bytes = lsn.distance_from(start).unwrap_or(0);
+        u32::try_from(bytes).unwrap_or(whole).min(whole)
+    };
+    let own = histories
+        .iter()
+        .find(|history| history.timeline() == name.timeline);
+    let begin = own.and_then(|history| history.begin(name.timeline));
+    if begin.is_some_and(|begin| size.segment(begin) > size.segment(start)) {
+        // The timeline had not begun: there never was such a segment.
+        return None;
+    }
+    let mut found = Vec::new();
+    if let Some(own) = own
+        && let Some(begin) = begin
+        && own.parent().is_some()
+        && size.segment(begin) == size.segment(start)
+    {
+        found.push(Requirement {
+            bytes: up_to(begin),
+            reason: format!(
+                "timeline {} begins in it, and its history file is stored",
+                name.timeline
+            ),
+        });
+    }
+    for (timeline, objects) in &catalog.timelines {
+        if *timeline == name.timeline {
+            let later = stored_segments(objects).find(|later| **later > name);
+            found.extend(later.map(|later| Requirement {
+                bytes: whole,
+                reason: format!("{later}, which follows it, is stored"),
+            }));
+        }
+        let is_explained = histories.iter().any(|known| known.timeline() == *timeline);
+        if *timeline > name.timeline && !is_explained {
+            let same_or_later =
+                |stored: &&SegmentName| (stored.log, stored.segment) >= (name.log, name.segment);
+            let later = stored_segments(objects).find(same_or_later);
+            found.extend(later.map(|later| Requirement {
+                bytes: whole,
+                reason: format!(
+                    "{later} is stored, and no history file says that timeline {timeline} does not descend from it"
+                ),
+            }));
         }
     }
     for history in histories {
-        let own = history.timeline();
-        let begins_here = own == name.timeline
-            && history.parent().is_some()
-            && history
-                .begin(own)
-                .is_some_and(|begin| size.segment(begin) == size.segment(start));
-        if begins_here {
-            return Some(format!(
-                "timeline {own} begins in it, and its history file is stored"
-            ));
-        }
         let leaves = history
             .switch_point(name.timeline)
             .filter(|switch_point| *switch_point > start);
-        if let Some(switch_point) = leaves {
-            return Some(format!(
-                "timeline {own}, which leaves timeline {} at {switch_point}, is stored",
+        found.extend(leaves.map(|switch_point| Requirement {
+            bytes: up_to(switch_point),
+            reason: format!(
+                "timeline {}, which leaves timeline {} at {switch_point}, is stored",
+                history.timeline(),
                 name.timeline
-            ));
-        }
+            ),
+        }));
     }
-    None
+    // The first of those that ask most.
+    found
+        .into_iter()
+        .reduce(|most, next| if next.bytes > most.bytes { next } else { most })
+}
+
+fn stored_segments(objects: &TimelineObjects) -> impl Iterator<Item = &SegmentName> {
+    let partials = objects.partials.iter().map(|partial| &partial.name);
+    let segments = objects.segments.keys().chain(objects.tails.keys());
+    segments.chain(partials)
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
 
     fn descends(paths: &[&str], histories: &[(u32, &str)], name: &str) -> Option<String> {
+        needs(paths, histories, name).map(|needs| needs.reason)
+    }
+
+    fn needs(paths: &[&str], histories: &[(u32, &str)], name: &str) -> Option<Requirement> {
         let paths = paths.iter().map(|path| (format!("7412/{path}"), 1));
         let catalog = Catalog::from_listing("7412".parse().unwrap(), paths);
         let parse = |(n, text): &(u32, &str)| {
             TimelineHistory::parse(TimelineId::new(*n).unwrap(), text.as_bytes()).unwrap()
         };
         let histories: Vec<TimelineHistory> = histories.iter().map(parse).collect();
-        descendant_of(
+        requirement(
             &catalog,
             &histories,
             SegmentSize::DEFAULT,
@@ -299,5 +502,42 @@ mod tests {
         );
         assert!(hole(&[], &[HISTORY_2], "000000010000000000000002").contains("timeline 2"));
         assert!(hole(&[], &[HISTORY_2], "000000020000000000000003").contains("begins in it"));
+    }
+
+    #[test]
+    fn only_what_descends_from_a_segment_is_asked_of_it() {
+        let bytes = |paths: &[&str], histories: &[(u32, &str)], name: &str| {
+            needs(paths, histories, name).unwrap().bytes
+        };
+        let whole = SegmentSize::DEFAULT.bytes();
+        let (parent, child) = ("000000010000000000000003", "000000020000000000000003");
+        assert_eq!(bytes(&[], &[HISTORY_2], parent), 0x500);
+        assert_eq!(bytes(&[], &[HISTORY_2], child), 0x500);
+        assert_eq!(bytes(&[], &[HISTORY_2], "000000010000000000000002"), whole);
+        assert_eq!(bytes(&[TAIL_4], &[HISTORY_2], parent), whole);
+        let boundary = (2, "1\t0/3000000\tx\n");
+        assert_eq!(bytes(&[], &[boundary], child), 0);
+        assert_eq!(needs(&[], &[boundary], parent), None);
+    }
+
+    #[test]
+    fn a_timeline_that_had_not_begun_has_no_hole() {
+        let segment = "wal/00000002/00000000/000000020000000000000003.wal";
+        let name = "000000020000000000000002";
+        assert_eq!(needs(&[segment], &[HISTORY_2], name), None);
+        assert!(descends(&[segment], &[], name).unwrap().contains("follows"));
+    }
+
+    #[test]
+    fn a_timeline_without_its_history_may_descend_from_any() {
+        let segment = "wal/00000002/00000000/000000020000000000000003.wal";
+        for (name, hole) in [
+            ("000000010000000000000002", true),
+            ("000000010000000000000003", true),
+            ("000000010000000000000004", false),
+            ("000000030000000000000003", false),
+        ] {
+            assert_eq!(descends(&[segment], &[], name).is_some(), hole, "{name}");
+        }
     }
 }

@@ -84,7 +84,6 @@ pub fn cut_at(bytes: &mut [u8], offset: u32) {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 mod tests {
     use super::*;
     use proptest::prelude::*;

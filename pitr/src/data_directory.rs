@@ -143,7 +143,6 @@ impl ConfigSource for DataDirectory {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 mod tests {
     use super::*;
 

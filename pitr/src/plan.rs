@@ -5,6 +5,7 @@
 
 use crate::error::{Error, Result};
 use crate::recovery_conf::WalMinimums;
+use crate::scope::{Leg, RestoreScope};
 use crate::stop::Stop;
 use crate::target::{RecoveryGoal, RecoveryTarget};
 use crate::window::{Moment, Window};
@@ -483,6 +484,37 @@ pub fn may_hold_stop(goal: &RecoveryGoal, backup: &BackupFacts, wal: &WalDescrip
     }
 }
 
+/// The path without the timelines of which nothing but the history is stored: they are asked for and proven absent, not missing.
+///
+/// # Errors
+/// `Corrupt`: the history contradicts itself.
+pub fn without_empty_timelines(catalog: &Catalog, path: &WalPath) -> Result<WalPath> {
+    let newest = path
+        .timelines()
+        .find(|timeline| has_wal(catalog, path, *timeline))
+        .unwrap_or(path.history.timeline());
+    let mut history = TimelineHistory::first();
+    let entries = path.history.entries();
+    for (index, entry) in entries.iter().enumerate() {
+        if history.timeline() == newest {
+            break;
+        }
+        let next = entries
+            .get(index + 1)
+            .map_or(path.history.timeline(), |entry| entry.timeline);
+        history = history
+            .child(next, entry.switch_point, &entry.reason)
+            .map_err(|error| Error::Integrity {
+                object: format!("{:08X}.history", path.history.timeline().get()),
+                reason: error.to_string(),
+            })?;
+    }
+    Ok(WalPath {
+        history,
+        ..path.clone()
+    })
+}
+
 /// A whole plan: from where, over what, to where.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecoveryPlan {
@@ -506,4 +538,42 @@ pub struct RecoveryPlan {
     pub minimums: Option<WalMinimums>,
     /// What could have been reached.
     pub window: Window,
+}
+
+impl RecoveryPlan {
+    /// What `archive-get` may serve to this recovery.
+    #[must_use]
+    pub fn scope(&self, cluster: ClusterId) -> RestoreScope {
+        let lineage = |timeline: TimelineId| {
+            self.path
+                .lineages
+                .get(&timeline)
+                .cloned()
+                .unwrap_or_default()
+        };
+        let mut path: Vec<Leg> = self
+            .path
+            .history
+            .entries()
+            .iter()
+            .map(|entry| Leg {
+                timeline: entry.timeline.get(),
+                lineage: lineage(entry.timeline),
+                switch_point: Some(entry.switch_point.to_string()),
+            })
+            .collect();
+        let newest = self.path.history.timeline();
+        path.push(Leg {
+            timeline: newest.get(),
+            lineage: lineage(newest),
+            switch_point: None,
+        });
+        RestoreScope {
+            format: 1,
+            cluster: cluster.to_string(),
+            wal_segment_size: self.path.segment_size.bytes(),
+            path,
+            end: self.stop.needed_to.to_string(),
+        }
+    }
 }

@@ -199,16 +199,10 @@ impl ServerCommand {
     /// As [`check_user`](Self::check_user); `Io` when the program or the log file cannot be opened.
     pub fn start(&self) -> Result<Server> {
         self.check_user()?;
-        if repository::durable::write_new(&self.log_file, 0o600, std::iter::empty::<&[u8]>())?
-            == repository::durable::Written::Created
-            && let Some(owner) = self.owner
-        {
+        let log = repository::durable::open_append(&self.log_file, 0o600)?;
+        if let Some(owner) = self.owner {
             repository::durable::set_owner(&self.log_file, owner.user, owner.group)?;
         }
-        let log = std::fs::OpenOptions::new()
-            .append(true)
-            .open(&self.log_file)
-            .map_err(|source| io_error("open", &self.log_file, source))?;
         let log_start = log.metadata().map_or(0, |metadata| metadata.len());
         let errors = log
             .try_clone()
@@ -569,7 +563,6 @@ fn io_error(action: &'static str, path: &Path, source: std::io::Error) -> Error 
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;

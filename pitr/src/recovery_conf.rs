@@ -117,6 +117,8 @@ pub struct RecoveryFacts<'a> {
     pub program: &'a str,
     /// Absolute path of the configuration that `archive-get` is to use.
     pub hook_config: &'a str,
+    /// Absolute path of the plan that `archive-get` is bound to.
+    pub plan_file: &'a str,
     /// TCP port; `None` keeps the source's.
     pub port: Option<u16>,
     /// `listen_addresses`; `None` keeps the source's (and listens nowhere when the source's configuration is not in the backup).
@@ -224,7 +226,7 @@ pub fn plan_recovery_setup(
         ));
     }
 
-    let restore_command = restore_command(facts.program, facts.hook_config)?;
+    let restore_command = restore_command(facts.program, facts.hook_config, facts.plan_file)?;
     plan_for_this_machine(&found, source, facts, &mut settings, &mut notes);
     let ours = settings_of_recovery(facts, &found, &restore_command);
     for (name, value) in facts.overrides {
@@ -264,8 +266,8 @@ pub fn plan_recovery_setup(
 ///
 /// # Errors
 /// `Config`: a path that is not absolute, or has a NUL.
-pub fn restore_command(program: &str, hook_config: &str) -> Result<String> {
-    for path in [program, hook_config] {
+pub fn restore_command(program: &str, hook_config: &str, plan_file: &str) -> Result<String> {
+    for path in [program, hook_config, plan_file] {
         if !path.starts_with('/') || path.contains('\0') {
             return Err(Error::InvalidRequest {
                 what: format!("path {path:?}"),
@@ -273,10 +275,10 @@ pub fn restore_command(program: &str, hook_config: &str) -> Result<String> {
             });
         }
     }
-    let program = quote_for_shell(program).replace('%', "%%");
-    let config = quote_for_shell(hook_config).replace('%', "%%");
+    let [program, config, plan] =
+        [program, hook_config, plan_file].map(|path| quote_for_shell(path).replace('%', "%%"));
     Ok(format!(
-        "{program} archive-get --config {config} \"%f\" \"%p\""
+        "{program} archive-get --config {config} --plan {plan} \"%f\" \"%p\""
     ))
 }
 
@@ -615,7 +617,6 @@ fn is_setting_name(name: &str) -> bool {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 mod tests {
     use super::*;
     use crate::conf_file::parse_lines;
@@ -651,6 +652,7 @@ mod tests {
             restored_from: "7412345678901234567 20260123T142811Z-full-3fa9",
             program: "/opt/wal den/walden",
             hook_config: "/data/it's 100%/pg_wal/walden/restore.toml",
+            plan_file: "/data/plan.json",
             port: None,
             listen_addresses: None,
             socket_directory: None,
@@ -719,7 +721,7 @@ mod tests {
         );
         check(
             "restore_command",
-            r#"'/opt/wal den/walden' archive-get --config '/data/it'\''s 100%%/pg_wal/walden/restore.toml' "%f" "%p""#,
+            r#"'/opt/wal den/walden' archive-get --config '/data/it'\''s 100%%/pg_wal/walden/restore.toml' --plan '/data/plan.json' "%f" "%p""#,
         );
         // What the source's configuration already gives is left alone.
         assert_eq!(value(&setup, "max_wal_senders"), None);
@@ -932,7 +934,7 @@ mod tests {
     #[test]
     fn a_relative_program_is_refused() {
         for (program, config) in [("walden", "/x"), ("/x", "restore.toml"), ("/a\0b", "/x")] {
-            assert!(restore_command(program, config).is_err());
+            assert!(restore_command(program, config, "/plan").is_err());
         }
     }
 
@@ -974,7 +976,7 @@ mod tests {
             let setup = plan(&facts, &WHOLE);
             let command = expand(&value(&setup, "restore_command").unwrap(), "000000010000000000000003", "pg_wal/RECOVERYXLOG");
             let output = Command::new("sh").arg("-c").arg(&command).output().unwrap();
-            let expected = format!("archive-get\0--config\0{config}\x00000000010000000000000003\0pg_wal/RECOVERYXLOG\0");
+            let expected = format!("archive-get\0--config\0{config}\0--plan\0/data/plan.json\x00000000010000000000000003\0pg_wal/RECOVERYXLOG\0");
             prop_assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
         }
     }

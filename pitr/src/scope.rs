@@ -48,6 +48,8 @@ pub enum Ruling {
     Needed {
         /// Offset in the segment of the first byte of another timeline.
         cut: Option<u32>,
+        /// How many of the segment's first bytes the plan needs, at least 1, at most `cut`.
+        bytes: u32,
     },
     /// Behind the target: served if it is there.
     BehindEnd,
@@ -75,9 +77,25 @@ impl RestoreScope {
         scope.size()?;
         scope.cluster()?;
         scope.end_lsn()?;
-        for leg in &scope.path {
+        // Timelines descend from one another, each left at a point behind the one before, the last one not at all.
+        let mut before: Option<(u32, Lsn)> = None;
+        for (index, leg) in scope.path.iter().enumerate() {
             leg.timeline_id()?;
-            leg.switch_lsn()?;
+            let switch_point = leg.switch_lsn()?;
+            let is_last = index + 1 == scope.path.len();
+            let follows = before.is_none_or(|(timeline, left)| {
+                timeline < leg.timeline && switch_point.is_none_or(|point| left <= point)
+            });
+            if !follows || is_last != switch_point.is_none() {
+                return Err(damaged(format!(
+                    "timeline {} does not continue the path",
+                    leg.timeline
+                )));
+            }
+            before = switch_point.map(|point| (leg.timeline, point));
+        }
+        if scope.path.is_empty() {
+            return Err(damaged("an empty path".into()));
         }
         Ok(scope)
     }
@@ -128,25 +146,54 @@ impl RestoreScope {
             what: name.to_string(),
             reason: "no WAL segment of this cluster has this name".into(),
         })?;
-        let Some(leg) = self
-            .path
-            .iter()
-            .find(|leg| leg.timeline == name.timeline.get())
-        else {
+        let mut begin = None;
+        let mut own = None;
+        for leg in &self.path {
+            if leg.timeline == name.timeline.get() {
+                own = Some(leg);
+                break;
+            }
+            begin = leg.switch_lsn()?;
+        }
+        let Some(leg) = own else {
             return Ok(Ruling::OffPath);
         };
         let switch_point = leg.switch_lsn()?;
-        if switch_point.is_some_and(|switch_point| switch_point <= start) {
+        let is_left = switch_point.is_some_and(|switch_point| switch_point <= start);
+        let is_before = begin.is_some_and(|begin| size.segment(begin) > size.segment(start));
+        if is_left || is_before {
             return Ok(Ruling::OffPath);
         }
-        if start >= self.end_lsn()? {
+        let needed = self.end_lsn()?.distance_from(start).unwrap_or(0);
+        if needed == 0 {
             return Ok(Ruling::BehindEnd);
         }
+        let whole = size.bytes();
+        let within = |bytes: u64| u32::try_from(bytes).unwrap_or(whole).min(whole);
         let cut = switch_point
             .and_then(|switch_point| switch_point.distance_from(start))
-            .filter(|offset| *offset < u64::from(size.bytes()))
-            .and_then(|offset| u32::try_from(offset).ok());
-        Ok(Ruling::Needed { cut })
+            .map(within)
+            .filter(|offset| *offset < whole);
+        Ok(Ruling::Needed {
+            cut,
+            bytes: within(needed).min(cut.unwrap_or(whole)),
+        })
+    }
+
+    /// The timeline that owns the byte at `lsn` on this path; `None` if the path is empty.
+    ///
+    /// # Errors
+    /// `Corrupt`: the file is not what it should be.
+    pub fn timeline_at(&self, lsn: Lsn) -> Result<Option<TimelineId>> {
+        for leg in &self.path {
+            if leg
+                .switch_lsn()?
+                .is_none_or(|switch_point| lsn < switch_point)
+            {
+                return leg.timeline_id().map(Some);
+            }
+        }
+        Ok(None)
     }
 }
 
@@ -175,9 +222,14 @@ fn parse_lsn(text: &str) -> Result<Lsn> {
 }
 
 #[cfg(test)]
-#[expect(clippy::unwrap_used, reason = "tests")]
 mod tests {
     use super::*;
+
+    const WHOLE: u32 = 1 << 24;
+
+    fn needed(cut: Option<u32>, bytes: u32) -> Ruling {
+        Ruling::Needed { cut, bytes }
+    }
 
     fn scope() -> RestoreScope {
         let leg = |timeline, switch_point: Option<&str>| Leg {
@@ -198,15 +250,13 @@ mod tests {
     fn rules_by_path_and_end() {
         let scope = RestoreScope::parse(&serde_json::to_vec(&scope()).unwrap()).unwrap();
         for (name, ruling) in [
-            ("000000010000000000000002", Ruling::Needed { cut: None }),
-            (
-                "000000010000000000000003",
-                Ruling::Needed { cut: Some(0x500) },
-            ),
+            ("000000010000000000000002", needed(None, WHOLE)),
+            ("000000010000000000000003", needed(Some(0x500), 0x500)),
             ("000000010000000000000004", Ruling::OffPath),
             ("000000020000000000000003", Ruling::OffPath),
-            ("000000030000000000000003", Ruling::Needed { cut: None }),
-            ("000000030000000000000005", Ruling::Needed { cut: None }),
+            ("000000030000000000000002", Ruling::OffPath),
+            ("000000030000000000000003", needed(None, WHOLE)),
+            ("000000030000000000000005", needed(None, 0x100)),
             ("000000030000000000000006", Ruling::BehindEnd),
         ] {
             assert_eq!(scope.rule(name.parse().unwrap()).unwrap(), ruling, "{name}");
@@ -232,8 +282,17 @@ mod tests {
             scope
                 .rule("000000010000000000000002".parse().unwrap())
                 .unwrap(),
-            Ruling::Needed { cut: None }
+            needed(None, WHOLE)
         );
+    }
+
+    #[test]
+    fn knows_whose_a_byte_is() {
+        let scope = scope();
+        for (lsn, timeline) in [(0x300_04FF, 1), (0x300_0500, 3), (0x900_0000, 3)] {
+            let found = scope.timeline_at(Lsn::new(lsn)).unwrap();
+            assert_eq!(found, TimelineId::new(timeline));
+        }
     }
 
     #[test]
@@ -242,6 +301,8 @@ mod tests {
             ("\"0/5000100\"", "\"5000100\""),
             ("\"format\":1", "\"format\":2"),
             ("\"7412\"", "\"x\""),
+            ("\"timeline\":3", "\"timeline\":1"),
+            (",\"switch_point\":\"0/3000500\"", ""),
         ] {
             let text = String::from_utf8(serde_json::to_vec(&scope()).unwrap()).unwrap();
             assert!(text.contains(from), "{text}");

@@ -5,7 +5,7 @@
 use crate::error::{Error, Result};
 use crate::plan::{
     BackupFacts, ChainProof, Piece, PieceSource, Pieces, RecoveryPlan, WalPath, choose_backups,
-    may_hold_stop, plan_pieces, window_of,
+    may_hold_stop, plan_pieces, window_of, without_empty_timelines,
 };
 use crate::stop::{StopFinder, Verdict};
 use crate::target::{RecoveryGoal, RecoveryTarget};
@@ -109,7 +109,7 @@ pub async fn plan_recovery(
                 return Ok(RecoveryPlan {
                     goal: goal.clone(),
                     backup: (*backup).clone(),
-                    path: path.clone(),
+                    path: without_empty_timelines(catalog, path)?,
                     pieces: needed,
                     stop,
                     newest_transaction: walk.finder.newest_transaction(),

@@ -4,10 +4,10 @@
 //! or whether segments chain (`plan.rs`).
 
 use repository::catalog::TimelineObjects;
-use repository::descriptor::Descriptor;
+use repository::descriptor::{Descriptor, WalDescriptor};
 use repository::key::{ClusterId, ObjectKey};
 use repository::sealed::OpenPolicy;
-use repository::wal::lineage;
+use repository::wal::{ChainLink, lineage};
 use repository::{ErrorClass, Repository};
 use wal_format::{Lsn, SegmentName, SegmentSize, TimelineHistory, TimelineId};
 
@@ -16,6 +16,9 @@ use crate::{Error, Result};
 
 /// Largest timeline history file that is read, in bytes.
 const MAX_HISTORY_BYTES: usize = 1 << 20;
+/// How many segments in which no record starts are passed over in search of the last record before a segment: a record of 1 GiB, the
+/// longest there is, fills 1024 segments of 1 MiB.
+const MAX_WITHOUT_RECORDS: u32 = 1025;
 
 /// Fetches WAL of one cluster.
 #[derive(Clone)]
@@ -74,6 +77,19 @@ impl SegmentSource {
     /// # Errors
     /// `Corrupt`: damaged, misplaced, or of another lineage. `Key`. `Retry` and `Config` prove nothing.
     pub async fn fetch_sealed(&self, name: SegmentName, lineage: &str) -> Result<Option<Vec<u8>>> {
+        let found = self.fetch_sealed_described(name, lineage).await?;
+        Ok(found.map(|(_, plain)| plain))
+    }
+
+    /// As [`SegmentSource::fetch_sealed`], with what the object says of its WAL.
+    ///
+    /// # Errors
+    /// As [`SegmentSource::fetch_sealed`].
+    pub async fn fetch_sealed_described(
+        &self,
+        name: SegmentName,
+        lineage: &str,
+    ) -> Result<Option<(WalDescriptor, Vec<u8>)>> {
         let key = ObjectKey::Segment {
             cluster: self.cluster,
             name,
@@ -83,7 +99,7 @@ impl SegmentSource {
         };
         let start = self.start(name)?;
         let end = start.saturating_add(plain.len() as u64);
-        self.check(&key, &descriptor, (start, end), lineage)?;
+        let wal = check(&key, &descriptor, (start, end), lineage)?.clone();
         if plain.len() != self.size.bytes() as usize {
             let reason = format!(
                 "{} plain bytes, a segment of this cluster has {}",
@@ -95,7 +111,56 @@ impl SegmentSource {
                 reason,
             });
         }
-        Ok(Some(plain))
+        Ok(Some((wal, plain)))
+    }
+
+    /// Checks that the records of a segment continue those of the WAL before it, as far as that is stored: PostgreSQL takes a record
+    /// that does not for the end of WAL. `timeline_at` names the timeline that owns a byte on the way to this segment.
+    ///
+    /// # Errors
+    /// `Corrupt`: they do not. Others prove nothing.
+    pub async fn check_link(
+        &self,
+        name: SegmentName,
+        wal: &WalDescriptor,
+        timeline_at: impl Fn(Lsn) -> Result<TimelineId>,
+    ) -> Result<()> {
+        if wal.first_record.is_none() {
+            return Ok(());
+        }
+        let mut number = name.number(self.size);
+        for _ in 0..MAX_WITHOUT_RECORDS {
+            number = number.and_then(wal_format::SegmentNumber::previous);
+            let Some(before) = number else {
+                return Ok(());
+            };
+            let last_byte = self.size.end(before).saturating_sub(1);
+            let before = SegmentName::new(timeline_at(last_byte)?, before, self.size);
+            let key = ObjectKey::Segment {
+                cluster: self.cluster,
+                name: before,
+            };
+            let descriptor = match self.repository.fetch_descriptor(&key).await {
+                // Expired, or not stored as a whole: nothing to compare with.
+                Err(error) if error.class() == ErrorClass::NotFound => return Ok(()),
+                descriptor => descriptor?,
+            };
+            let Some(last_record) = descriptor.wal.and_then(|wal| wal.last_record) else {
+                continue;
+            };
+            let mut link = ChainLink {
+                last_record: Some(last_record),
+            };
+            return link.follow(wal).map_err(|broken| Error::Integrity {
+                object: name.to_string(),
+                reason: format!(
+                    "its first record, at {}, follows one at {}, but the last one of {before} is at {}: \
+                     two servers wrote them",
+                    broken.at, broken.found, broken.expected
+                ),
+            });
+        }
+        Ok(())
     }
 
     /// Puts a segment together from the partials and tail chunks that `objects` lists. `None` if there are none.
@@ -147,7 +212,7 @@ impl SegmentSource {
             };
             let begin = start.saturating_add(u64::from(from));
             let end = begin.saturating_add(plain.len() as u64);
-            self.check(&key, &descriptor, (begin, end), lineage)?;
+            check(&key, &descriptor, (begin, end), lineage)?;
             pieces.push((from, key.to_string(), plain));
         }
         if pieces.is_empty() {
@@ -178,34 +243,33 @@ impl SegmentSource {
             Err(error) => Err(error.into()),
         }
     }
+}
 
-    fn check(
-        &self,
-        key: &ObjectKey,
-        descriptor: &Descriptor,
-        range: (Lsn, Lsn),
-        lineage: &str,
-    ) -> Result<()> {
-        let integrity = |reason: String| Error::Integrity {
-            object: key.to_string(),
-            reason,
-        };
-        let wal = descriptor
-            .wal
-            .as_ref()
-            .ok_or_else(|| integrity("its descriptor says nothing of WAL".into()))?;
-        if (wal.start_lsn, wal.end_lsn) != range {
-            return Err(integrity(format!(
-                "it says that it holds {} to {}",
-                wal.start_lsn, wal.end_lsn
-            )));
-        }
-        if wal.lineage != lineage {
-            return Err(integrity(
-                "it is of another lineage: a timeline of the same number with another history"
-                    .into(),
-            ));
-        }
-        Ok(())
+/// Ties an object to its place in WAL.
+fn check<'a>(
+    key: &ObjectKey,
+    descriptor: &'a Descriptor,
+    range: (Lsn, Lsn),
+    lineage: &str,
+) -> Result<&'a WalDescriptor> {
+    let integrity = |reason: String| Error::Integrity {
+        object: key.to_string(),
+        reason,
+    };
+    let wal = descriptor
+        .wal
+        .as_ref()
+        .ok_or_else(|| integrity("its descriptor says nothing of WAL".into()))?;
+    if (wal.start_lsn, wal.end_lsn) != range {
+        return Err(integrity(format!(
+            "it says that it holds {} to {}",
+            wal.start_lsn, wal.end_lsn
+        )));
     }
+    if wal.lineage != lineage {
+        return Err(integrity(
+            "it is of another lineage: a timeline of the same number with another history".into(),
+        ));
+    }
+    Ok(wal)
 }

@@ -39,6 +39,7 @@ pub struct StopFinder {
     consistent_at: Lsn,
     verdict: Verdict,
     last: Option<(Lsn, Lsn)>,
+    settled: Option<(Lsn, Lsn)>,
     newest_transaction: Option<Timestamp>,
     transactions_after: u64,
     prepared: BTreeMap<u32, String>,
@@ -54,6 +55,7 @@ impl StopFinder {
             consistent_at,
             verdict: Verdict::NotReached,
             last: None,
+            settled: None,
             newest_transaction: None,
             transactions_after: 0,
             prepared: BTreeMap::new(),
@@ -65,6 +67,13 @@ impl StopFinder {
     pub fn observe(&mut self, record: &Record) {
         if record.start < self.replay_from {
             return;
+        }
+        // Segments that cannot hold the stop are passed over: what ended in them is not known.
+        if self
+            .last
+            .is_some_and(|(start, _)| start != record.header.previous)
+        {
+            self.settled = None;
         }
         if self.verdict == Verdict::NotReached {
             self.verdict = self.judge(record);
@@ -142,13 +151,16 @@ impl StopFinder {
             }
             RecoveryTarget::Time(target) => match transaction {
                 Some((_, time)) if time > *target || (!inclusive && time == *target) => {
-                    self.stop_before(record)
+                    self.stop_before_transaction(record)
                 }
                 _ => Verdict::NotReached,
             },
             RecoveryTarget::Lsn(target) if record.start >= *target => self.stop_at(record),
             RecoveryTarget::Xid(target) if transaction.is_some_and(|(xid, _)| xid == *target) => {
-                self.stop_at(record)
+                match inclusive {
+                    true => self.stop_after(record),
+                    false => self.stop_before_transaction(record),
+                }
             }
             RecoveryTarget::Name(target) => match &record.kind {
                 Some(RecordKind::RestorePoint { name, .. }) if name == target => {
@@ -189,7 +201,28 @@ impl StopFinder {
         })
     }
 
+    /// PostgreSQL itself would go on up to the record before `record`: for readers the same, as no transaction ends in between, but the
+    /// locks of the transaction that is *not* wanted (a DROP TABLE, say) would be replayed and keep readers of a paused server waiting,
+    /// and a DROP DATABASE would have marked its victim. So the stop is the last record that settled something.
+    fn stop_before_transaction(&self, record: &Record) -> Verdict {
+        match self.settled {
+            Some((start, end)) if end >= self.consistent_at => Verdict::Reached(Stop {
+                record: start,
+                needed_to: end,
+            }),
+            _ => self.stop_before(record),
+        }
+    }
+
     fn apply(&mut self, record: &Record) {
+        let settles = end_of_transaction(record).is_some()
+            || matches!(record.kind, Some(RecordKind::Prepare { .. }))
+            // The first record of a consistent server, where no transaction has ended since.
+            || (record.end >= self.consistent_at
+                && self.last.is_some_and(|(_, end)| end < self.consistent_at));
+        if settles {
+            self.settled = Some((record.start, record.end));
+        }
         self.last = Some((record.start, record.end));
         if let Some((_, time)) = end_of_transaction(record) {
             self.newest_transaction = self.newest_transaction.max(Some(time));
@@ -343,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn time_stops_before_the_first_commit_or_abort_beyond_it_in_wal_order() {
+    fn time_stops_behind_what_settled_before_the_first_end_of_a_transaction_beyond_it() {
         let check = |time: i64, inclusive: &str, exclusive: &str| {
             assert_eq!(
                 find(RecoveryTarget::Time(Timestamp(time)), true),
@@ -359,15 +392,30 @@ mod tests {
         check(999, "early", "early");
         check(1000, "200", "early");
         check(1999, "200", "200");
-        check(2000, "400", "200");
+        check(2000, "300", "200");
         // The commit of 3000 comes after one of 5000, at which recovery stops first.
-        check(3000, "400", "400");
-        check(4999, "400", "400");
-        check(5000, "700", "400");
+        check(3000, "300", "300");
+        check(4999, "300", "300");
+        check(5000, "700", "300");
         check(6000, "800", "700");
         check(6999, "800", "800");
         check(7000, "none", "800");
         check(7001, "none", "none");
+    }
+
+    #[test]
+    fn what_settled_before_passed_over_segments_is_not_the_stop() {
+        let goal = RecoveryGoal {
+            target: RecoveryTarget::Time(Timestamp(4000)),
+            inclusive: true,
+        };
+        let mut finder = StopFinder::new(goal, Lsn::new(100), Lsn::new(200));
+        let records = records(sample());
+        // 400 and the record before it were not looked at.
+        for index in [0, 1, 4] {
+            finder.observe(&records[index]);
+        }
+        assert_eq!(show(finder.verdict()), "400");
     }
 
     #[test]

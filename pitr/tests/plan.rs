@@ -6,6 +6,7 @@ use pitr::error::{Error, Result};
 use pitr::plan::{
     BackupFacts, Piece, PieceSource, RecoveryPlan, WalPath, choose_timeline, plan_pieces,
 };
+use pitr::scope::Ruling;
 use pitr::search::{PieceBytes, PlanRequest, WalSource, plan_recovery};
 use pitr::stop::{StopFinder, Verdict};
 use pitr::target::{RecoveryGoal, RecoveryTarget};
@@ -550,7 +551,7 @@ fn branched() -> (World, Lsn, Vec<u8>) {
 
 #[test]
 fn the_path_leaves_its_parent_at_the_switch_point() {
-    let (world, _, _) = branched();
+    let (world, switch, _) = branched();
     let plan = world.plan(RecoveryTarget::Xid(900), true).unwrap();
     let names: Vec<String> = plan
         .pieces
@@ -568,6 +569,17 @@ fn the_path_leaves_its_parent_at_the_switch_point() {
             "000000020000000000000006"
         ]
     );
+    let scope = plan.scope("7412".parse().unwrap());
+    let rule = |timeline, number| scope.rule(world.name(timeline, number)).unwrap();
+    let cut = Some(SIZE.offset(switch));
+    assert!(
+        matches!(rule(TimelineId::FIRST, 4), Ruling::Needed { cut: found, .. } if found == cut)
+    );
+    assert_eq!(rule(TimelineId::FIRST, 5), Ruling::OffPath);
+    assert!(matches!(
+        rule(timeline(2), 6),
+        Ruling::Needed { cut: None, .. }
+    ));
     // A transaction of the dead branch is not found, one of the shared part is.
     assert_eq!(
         world.failure(RecoveryTarget::Xid(128)).0,
@@ -619,6 +631,17 @@ fn a_timeline_of_which_only_the_history_is_stored_ends_in_its_parent() {
     );
     let stop = world.stop(RecoveryTarget::Latest, true);
     assert!(stop < switch, "{stop} is not before {switch}");
+    // The recovery follows the parent, so that nothing of the empty timeline counts as missing.
+    let plan = world.plan(RecoveryTarget::Latest, true).unwrap();
+    assert_eq!(plan.path.history.timeline(), TimelineId::FIRST);
+    let scope = plan.scope("7412".parse().unwrap());
+    let rule = |timeline, number| scope.rule(world.name(timeline, number)).unwrap();
+    assert_eq!(rule(timeline(2), 4), Ruling::OffPath);
+    assert!(matches!(
+        rule(TimelineId::FIRST, 4),
+        Ruling::Needed { cut: None, .. }
+    ));
+    assert_eq!(rule(TimelineId::FIRST, 5), Ruling::BehindEnd);
 }
 
 #[test]

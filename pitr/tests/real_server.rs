@@ -1,19 +1,15 @@
 //! The settings of a restored server against the servers themselves: a source full of harmful values, laid out by `pg_basebackup`, must
 //! recover to our stop, pause there, and reach into nothing that belongs to its source.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
-#![expect(clippy::print_stderr, reason = "a test says when it could not run")]
+
+mod support;
 
 use pitr::data_directory::DataDirectory;
-use pitr::postgres::{
-    Owner, PidFile, RecoveryLimits, RecoveryState, ServerAddress, ServerBinaries, ServerCommand,
-    ServerProbe, ServerStatus, StopMode, find_server_binaries,
-};
+use pitr::postgres::{Owner, RecoveryLimits, ServerAddress, ServerCommand, StopMode};
 use pitr::recovery_conf::{Action, RecoveryFacts, WalMinimums, plan_recovery_setup};
-use std::os::unix::fs::{PermissionsExt, chown};
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
+use support::{Guard, Psql, binaries, give_away, run, wait_until_ready};
 use wal_format::{Lsn, TimelineId};
 
 const LIMITS: RecoveryLimits = RecoveryLimits {
@@ -50,116 +46,6 @@ primary_conninfo = 'host=/nonexistent'
 primary_slot_name = 'prod'
 hot_standby = 'off'
 walden.restored_from = 'an earlier one'";
-
-struct Psql {
-    binaries: ServerBinaries,
-}
-
-impl Psql {
-    fn ask(&self, address: &ServerAddress, sql: &str) -> Result<String, String> {
-        let output = Command::new(self.binaries.folder.join("psql"))
-            .args([
-                "-XAtq",
-                "-v",
-                "ON_ERROR_STOP=1",
-                "-U",
-                "postgres",
-                "-d",
-                "postgres",
-                "-c",
-                sql,
-                "-h",
-            ])
-            .arg(address.socket_directory.as_deref().unwrap())
-            .args(["-p", &address.port.to_string()])
-            .env(
-                "LD_LIBRARY_PATH",
-                self.binaries.folder.with_file_name("lib"),
-            )
-            .output()
-            .unwrap();
-        match output.status.success() {
-            true => Ok(String::from_utf8(output.stdout).unwrap().trim().to_owned()),
-            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
-        }
-    }
-}
-
-impl ServerProbe for Psql {
-    async fn recovery_state(&self, address: &ServerAddress) -> Result<RecoveryState, String> {
-        let answer = self.ask(
-            address,
-            "select pg_is_in_recovery(), pg_last_wal_replay_lsn(), \
-             case when pg_is_in_recovery() then pg_get_wal_replay_pause_state() end",
-        )?;
-        let words: Vec<&str> = answer.split('|').collect();
-        Ok(RecoveryState {
-            in_recovery: words[0] == "t",
-            replay_lsn: words[1].parse().ok(),
-            paused: words[2] == "paused",
-        })
-    }
-}
-
-/// Where `scripts/setup` puts servers, or where the system has them.
-async fn binaries(major: u32) -> Option<ServerBinaries> {
-    let cache = std::env::var_os("WALDEN_CACHE_DIR").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../.cache"),
-        PathBuf::from,
-    );
-    let folder = cache.join(format!("pg/{major}/bin"));
-    let bin_dir = folder.is_dir().then_some(folder);
-    let found = find_server_binaries(major, bin_dir.as_deref()).await.ok();
-    if found.is_none() {
-        eprintln!("NOT RUN: no PostgreSQL {major} (run scripts/setup test)");
-    }
-    found
-}
-
-/// Stops whatever still runs in a data directory when the test ends, however it ends.
-struct Guard(PathBuf);
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        let pid = PidFile::read(&self.0).and_then(|file| rustix::process::Pid::from_raw(file.pid));
-        if let Some(pid) = pid {
-            rustix::process::kill_process(pid, rustix::process::Signal::QUIT).ok();
-        }
-    }
-}
-
-async fn wait_until_ready(data: &Path) -> ServerAddress {
-    for _ in 0..400 {
-        match PidFile::read(data) {
-            Some(file) if file.status == ServerStatus::Ready => return file.address,
-            _ => tokio::time::sleep(Duration::from_millis(50)).await,
-        }
-    }
-    panic!(
-        "the source did not start: {:?}",
-        std::fs::read_to_string(data.with_extension("log"))
-    );
-}
-
-fn run(owner: Option<Owner>, program: &Path, arguments: &[&str]) {
-    let mut command = Command::new(program);
-    command.args(arguments).current_dir("/");
-    if let Some(owner) = owner {
-        command.uid(owner.user).gid(owner.group);
-    }
-    let output = command.output().unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-}
-
-fn give_away(path: &Path, owner: Option<Owner>) {
-    if let Some(owner) = owner {
-        chown(path, Some(owner.user), Some(owner.group)).unwrap();
-    }
-}
 
 async fn recovers_and_pauses_whatever_the_source_said(major: u32) {
     let Some(binaries) = binaries(major).await else {
@@ -284,7 +170,7 @@ async fn recovers_and_pauses_whatever_the_source_said(major: u32) {
     std::fs::write(data.path().join("postgresql.auto.conf"), auto).unwrap();
     std::fs::write(data.path().join("standby.signal"), "").unwrap();
     let program = folder.join("wal%f 'den'");
-    std::fs::write(&program, "#!/bin/sh\n[ \"$1 $2\" = 'archive-get --config' ] || exit 126\n[ -f \"$(cat \"$3\")/$4\" ] || exit 1\ncp \"$(cat \"$3\")/$4\" \"$5\"\n").unwrap();
+    std::fs::write(&program, "#!/bin/sh\n[ \"$1 $2 $4\" = 'archive-get --config --plan' ] || exit 126\n[ -f \"$(cat \"$3\")/$6\" ] || exit 1\ncp \"$(cat \"$3\")/$6\" \"$7\"\n").unwrap();
     std::fs::set_permissions(&program, PermissionsExt::from_mode(0o755)).unwrap();
     std::fs::write(folder.join("hook %p.toml"), text("archive")).unwrap();
     let overrides = [("shared_buffers".to_owned(), "16MB".to_owned())];
@@ -303,6 +189,7 @@ async fn recovers_and_pauses_whatever_the_source_said(major: u32) {
         restored_from: "7412345678901234567 it's a 'test' \\ é",
         program: &text("wal%f 'den'"),
         hook_config: &text("hook %p.toml"),
+        plan_file: &text("plan.json"),
         port: Some(15998),
         listen_addresses: None,
         socket_directory: Some(scratch.path().to_str().unwrap()),

@@ -229,6 +229,35 @@ pub fn sync_dir(path: &Path) -> Result<()> {
     }
 }
 
+/// Opens a file to append to, making it with permission bits `mode` (less the umask) when it does not exist: a log for another program.
+///
+/// # Errors
+/// `Io`.
+pub fn open_append(path: &Path, mode: u32) -> Result<File> {
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(mode)
+        .open(path)
+        .map_err(|error| io_error("open", path, error))
+}
+
+/// Flushes everything on the file system that holds `path`: cheaper than one flush for each of many files.
+///
+/// # Errors
+/// `Io`.
+pub fn sync_file_system(path: &Path) -> Result<()> {
+    let folder = File::open(path).map_err(|error| io_error("open", path, error))?;
+    #[cfg(target_os = "linux")]
+    rustix::fs::syncfs(&folder).map_err(|errno| io_error("flush", path, errno.into()))?;
+    #[cfg(not(target_os = "linux"))]
+    {
+        drop(folder);
+        rustix::fs::sync();
+    }
+    Ok(())
+}
+
 /// Flushes the bytes of an existing file to disk (not its name: see [`sync_dir`]).
 ///
 /// # Errors

@@ -1,8 +1,8 @@
 //! `walden archive-get`: the `restore_command` hook. Owns the retries a hook has and what a standby is told; the answer itself is
 //! `pitr::archive_get`.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueHint};
@@ -10,19 +10,19 @@ use pitr::archive_get::{Answer, answer};
 use pitr::scope::RestoreScope;
 use pitr::segment_source::SegmentSource;
 use repository::{Deadlines, durable};
-use wal_format::SegmentName;
+use wal_format::{SegmentName, WalFileName};
 
 use super::Globals;
 use crate::config::Overrides;
 use crate::exit_code::ExitCode;
 use crate::open;
 
-/// How long store errors are retried: recovery that aborts needs a human, recovery that waits does not.
-const PATIENCE: Duration = Duration::from_secs(600);
 /// Permission bits of what PostgreSQL reads.
 const FILE_MODE: u32 = 0o600;
-/// Kept in a standby's `pg_wal` while a request of it could not be answered.
-const UNPROVEN_FILE: &str = "walden-unproven";
+/// Kept in a standby's `pg_wal` while a segment it asked for could not be answered.
+const UNPROVEN_SEGMENT_FILE: &str = "walden-unproven-segment";
+/// The same for a timeline history file.
+const UNPROVEN_HISTORY_FILE: &str = "walden-unproven-history";
 
 /// Hook for restore_command: fetch one WAL or history file
 ///
@@ -49,38 +49,35 @@ pub(crate) struct ArchiveGetArgs {
 
 /// Serves one file. What it returns as an error is never the end of WAL.
 pub(crate) async fn run(args: ArchiveGetArgs, globals: &Globals) -> Result<ExitCode> {
-    let standby = Standby::here(&args.path);
-    if let Some(standby) = &standby
-        && standby.must_wait_for_newer(&args.name)
-    {
+    let Some((standby, name)) = Standby::here(&args.path).zip(args.name.parse().ok()) else {
+        return serve(&args, globals).await;
+    };
+    if let Some(unproven) = standby.waits_for(name)? {
         tracing::warn!(
             file = args.name,
-            "a newer timeline's segment is not answered yet: this older one stays unserved"
+            "{unproven} of a newer timeline is not answered yet: this file of an older one stays unserved"
         );
         return Ok(ExitCode::ProvenAbsent);
     }
-    let served = serve(&args, globals).await;
-    match (served, standby) {
-        (Ok(code), standby) => {
-            if let Some(standby) = standby {
-                standby.note_answer(&args.name)?;
-            }
+    match serve(&args, globals).await {
+        Ok(code) => {
+            standby.note_answer(name)?;
             Ok(code)
         }
         // The standby asks again by itself; for it "absent" only means "not now".
-        (Err(error), Some(standby)) if args.name.parse::<SegmentName>().is_ok() => {
+        Err(error) => {
             tracing::error!("{error:#}");
-            standby.note_failure(&args.name)?;
+            standby.note_failure(name)?;
             Ok(ExitCode::ProvenAbsent)
         }
-        (Err(error), _) => Err(error),
     }
 }
 
 async fn serve(args: &ArchiveGetArgs, globals: &Globals) -> Result<ExitCode> {
     let config = globals.load_hook_config(&Overrides::default())?;
     let deadlines = Deadlines {
-        total: PATIENCE,
+        // Recovery that aborts needs a human, recovery that waits does not.
+        total: config.restore.patience,
         ..Deadlines::default()
     };
     let repository = open::open_repository_with(&config, deadlines).await?;
@@ -119,47 +116,69 @@ fn read_scope(path: &Path) -> Result<RestoreScope> {
 }
 
 /// A standby asks again and again, and falls back to older timelines in between: after a request that could not be answered, the
-/// same segment of an older timeline, a dead branch perhaps, must not be served.
+/// same segment of an older timeline, a dead branch perhaps, must not be served. If it was a history file, the standby does not even
+/// know of the newer timeline: nothing of an older one is served then.
 struct Standby {
-    marker: PathBuf,
+    folder: PathBuf,
 }
 
 impl Standby {
     /// The standby whose data directory is the working directory; `None` for other recoveries.
     fn here(destination: &Path) -> Option<Self> {
-        let folder = destination.parent()?;
-        Path::new("standby.signal").exists().then(|| Self {
-            marker: folder.join(UNPROVEN_FILE),
+        let folder = destination.parent()?.to_owned();
+        Path::new("standby.signal")
+            .exists()
+            .then_some(Self { folder })
+    }
+
+    fn marker(&self, name: WalFileName) -> PathBuf {
+        self.folder.join(match name {
+            WalFileName::History(_) => UNPROVEN_HISTORY_FILE,
+            _ => UNPROVEN_SEGMENT_FILE,
         })
     }
 
-    /// The segment that could not be answered, if there is one.
-    fn unproven(&self) -> Option<SegmentName> {
-        std::fs::read_to_string(&self.marker)
-            .ok()?
-            .trim()
-            .parse()
-            .ok()
+    /// The file that could not be answered, if there is one.
+    fn unproven(&self, marker: &str) -> Result<Option<WalFileName>> {
+        let path = self.folder.join(marker);
+        let text = match std::fs::read_to_string(&path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            text => text.with_context(|| format!("read {}", path.display()))?,
+        };
+        let name = text.trim().parse();
+        name.map(Some)
+            .with_context(|| format!("{} does not name a WAL file", path.display()))
     }
 
-    fn must_wait_for_newer(&self, name: &str) -> bool {
-        let asked = name.parse::<SegmentName>().ok();
-        asked
-            .zip(self.unproven())
-            .is_some_and(|(asked, unproven)| is_same_on_older(asked, unproven))
+    /// The file of a newer timeline that must be answered before this one may be.
+    fn waits_for(&self, asked: WalFileName) -> Result<Option<WalFileName>> {
+        let WalFileName::Segment(asked) = asked else {
+            return Ok(None);
+        };
+        let history = self.unproven(UNPROVEN_HISTORY_FILE)?;
+        let segment = self.unproven(UNPROVEN_SEGMENT_FILE)?;
+        let holds_back = |unproven: &WalFileName| match unproven {
+            WalFileName::History(newer) => asked.timeline < *newer,
+            WalFileName::Segment(newer) => is_same_on_older(asked, *newer),
+            _ => false,
+        };
+        Ok(history
+            .filter(&holds_back)
+            .or_else(|| segment.filter(&holds_back)))
     }
 
-    fn note_failure(&self, name: &str) -> Result<()> {
-        durable::replace(&self.marker, FILE_MODE, name.as_bytes())
+    fn note_failure(&self, name: WalFileName) -> Result<()> {
+        durable::replace(&self.marker(name), FILE_MODE, name.to_string().as_bytes())
             .context("remember the unanswered request")
     }
 
-    fn note_answer(&self, name: &str) -> Result<()> {
-        if self
-            .unproven()
-            .is_some_and(|unproven| unproven.to_string() == name)
-        {
-            durable::remove_file(&self.marker).context("forget the unanswered request")?;
+    fn note_answer(&self, name: WalFileName) -> Result<()> {
+        let unproven = match name {
+            WalFileName::History(_) => self.unproven(UNPROVEN_HISTORY_FILE)?,
+            _ => self.unproven(UNPROVEN_SEGMENT_FILE)?,
+        };
+        if unproven == Some(name) {
+            durable::remove_file(&self.marker(name)).context("forget the unanswered request")?;
         }
         Ok(())
     }
@@ -172,28 +191,63 @@ fn is_same_on_older(asked: SegmentName, unproven: SegmentName) -> bool {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
     use super::*;
+
+    fn standby() -> (tempfile::TempDir, Standby) {
+        let folder = tempfile::tempdir().unwrap();
+        let standby = Standby {
+            folder: folder.path().to_owned(),
+        };
+        (folder, standby)
+    }
+
+    fn waits(standby: &Standby, name: &str) -> bool {
+        standby.waits_for(name.parse().unwrap()).unwrap().is_some()
+    }
 
     #[test]
     fn an_unanswered_segment_keeps_the_same_one_of_older_timelines_back() {
-        let folder = tempfile::tempdir().unwrap();
-        let standby = Standby {
-            marker: folder.path().join(UNPROVEN_FILE),
-        };
+        let (_folder, standby) = standby();
         let (newer, older) = ("000000020000000000000003", "000000010000000000000003");
-        assert!(!standby.must_wait_for_newer(older));
-        standby.note_failure(newer).unwrap();
-        assert!(standby.must_wait_for_newer(older));
-        assert!(!standby.must_wait_for_newer(newer));
-        assert!(!standby.must_wait_for_newer("000000010000000000000002"));
-        standby.note_answer(older).unwrap();
+        assert!(!waits(&standby, older));
+        standby.note_failure(newer.parse().unwrap()).unwrap();
+        assert!(waits(&standby, older));
+        assert!(!waits(&standby, newer));
+        assert!(!waits(&standby, "000000010000000000000002"));
+        assert!(!waits(&standby, "00000001.history"));
+        standby.note_answer(older.parse().unwrap()).unwrap();
         assert!(
-            standby.must_wait_for_newer(older),
+            waits(&standby, older),
             "only the newer one's answer settles it"
         );
-        standby.note_answer(newer).unwrap();
-        assert!(!standby.must_wait_for_newer(older));
+        standby.note_answer(newer.parse().unwrap()).unwrap();
+        assert!(!waits(&standby, older));
+    }
+
+    #[test]
+    fn an_unanswered_history_keeps_every_older_timeline_back() {
+        let (_folder, standby) = standby();
+        let history = "00000003.history".parse().unwrap();
+        standby.note_failure(history).unwrap();
+        assert!(waits(&standby, "000000020000000000000003"));
+        assert!(waits(&standby, "000000010000000000000009"));
+        assert!(!waits(&standby, "000000030000000000000003"));
+        standby
+            .note_answer("00000002.history".parse().unwrap())
+            .unwrap();
+        assert!(waits(&standby, "000000020000000000000003"));
+        standby.note_answer(history).unwrap();
+        assert!(!waits(&standby, "000000020000000000000003"));
+    }
+
+    #[test]
+    fn a_marker_that_cannot_be_read_is_an_error() {
+        let (folder, standby) = standby();
+        let asked: WalFileName = "000000010000000000000003".parse().unwrap();
+        std::fs::write(folder.path().join(UNPROVEN_SEGMENT_FILE), "x").unwrap();
+        assert!(standby.waits_for(asked).is_err());
+        std::fs::remove_file(folder.path().join(UNPROVEN_SEGMENT_FILE)).unwrap();
+        std::fs::create_dir(folder.path().join(UNPROVEN_HISTORY_FILE)).unwrap();
+        assert!(standby.waits_for(asked).is_err());
     }
 }

@@ -1,30 +1,28 @@
-//! `walden backup`: takes a base backup. Owns the signals, what is shown meanwhile, and the advice for what can go wrong; the backup
-//! itself is `archiver::base_backup`.
+//! `walden backup`: takes a base backup. Owns the report and the advice for what can go wrong; the backup itself
+//! is `archiver::base_backup`, and what is shown meanwhile is in `display.rs`.
 
-use std::sync::{Mutex, PoisonError};
+mod display;
+
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Error, Result};
-use archiver::base_backup::{self, BackupEvent, BackupOptions, BackupRequest};
+use archiver::base_backup::{self, BackupOptions, BackupRequest};
 use archiver::error::ServerErrorKind;
 use archiver::upload::Uploader;
 use clap::Args;
 use repository::backup::BackupDescriptor;
 use serde_json::json;
-use tokio::signal::unix::{SignalKind, signal};
 
+use self::display::Display;
 use super::Globals;
 use crate::cli::ServerArgs;
 use crate::config::Overrides;
 use crate::exit_code::ExitCode;
 use crate::failure::Advice;
 use crate::open;
-use crate::progress::{Progress, Screen};
 use crate::report;
+use crate::shutdown::{GRACE, Shutdown};
 use crate::units::{ByteSize, human_duration};
-
-/// Time between two lines about WAL that is waited for.
-const WAIT_LINE_INTERVAL: Duration = Duration::from_secs(15);
 
 /// Take a full base backup over the replication connection
 ///
@@ -61,7 +59,7 @@ fn parse_rate(text: &str) -> Result<ByteSize, String> {
     }
 }
 
-/// Takes a backup and says what it is; a first signal gives it up in order, a second one at once.
+/// Takes a backup and says what it is; a signal gives it up in order.
 pub(crate) async fn run(args: BackupArgs, globals: &Globals) -> Result<ExitCode> {
     let overrides = Overrides {
         conninfo: args.server.conninfo,
@@ -94,28 +92,8 @@ pub(crate) async fn run(args: BackupArgs, globals: &Globals) -> Result<ExitCode>
     let began = Instant::now();
     let display = Display::new(&globals.screen);
     let observe = |event| display.show(event);
-    let mut terminate = signal(SignalKind::terminate()).context("wait for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("wait for SIGINT")?;
-    let mut signalled = async || {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
-    };
-    let (give_up, given_up) = tokio::sync::oneshot::channel();
-    let stop = async {
-        // The sender lives as long as this function.
-        given_up.await.ok();
-    };
-    let taken = tokio::select! {
-        taken = base_backup::take(&request, &observe, stop) => taken,
-        () = async {
-            signalled().await;
-            globals.screen.say("giving the backup up; a second signal leaves at once");
-            give_up.send(()).ok();
-            signalled().await;
-        } => Err(archiver::Error::Interrupted { during: "base backup" }),
-    };
+    let mut shutdown = Shutdown::on_signals(GRACE)?;
+    let taken = base_backup::take(&request, &observe, shutdown.requested()).await;
     display.finish();
     let backup = taken.map_err(advise).context("take a base backup")?;
     print(globals, &backup, &url, began.elapsed())?;
@@ -149,78 +127,6 @@ fn advise(error: archiver::Error) -> Error {
         _ => return error.into(),
     };
     Advice::hint(error.into(), hint)
-}
-
-/// What is shown while the backup runs.
-struct Display<'a> {
-    screen: &'a Screen,
-    progress: Mutex<Option<Progress>>,
-    waiting: Mutex<Option<Instant>>,
-}
-
-impl<'a> Display<'a> {
-    fn new(screen: &'a Screen) -> Self {
-        Self {
-            screen,
-            progress: Mutex::new(None),
-            waiting: Mutex::new(None),
-        }
-    }
-
-    fn show(&self, event: BackupEvent) {
-        let mut progress = self.progress.lock().unwrap_or_else(PoisonError::into_inner);
-        match event {
-            BackupEvent::CheckpointRequested { label } => {
-                self.screen.say(&format!(
-                    "backup {label}: waiting for the server's checkpoint"
-                ));
-            }
-            BackupEvent::Started {
-                start_lsn,
-                timeline,
-                total_bytes,
-            } => {
-                self.screen.say(&format!(
-                    "backup: starts at {start_lsn} on timeline {timeline}"
-                ));
-                *progress = Some(self.screen.progress("backup", total_bytes));
-            }
-            BackupEvent::Received(bytes) => {
-                if let Some(progress) = &*progress {
-                    progress.advance(bytes);
-                }
-            }
-            BackupEvent::Stopped { .. } => {
-                if let Some(progress) = progress.take() {
-                    progress.finish();
-                }
-            }
-            BackupEvent::WaitingForWal {
-                timeline,
-                stored,
-                needed,
-            } => {
-                let mut said = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-                if said.is_none_or(|said| said.elapsed() >= WAIT_LINE_INTERVAL) {
-                    *said = Some(Instant::now());
-                    self.screen.say(&format!(
-                        "backup: waiting for its WAL: stored up to {stored}, needed up to {needed} on timeline {timeline}"
-                    ));
-                }
-            }
-        }
-    }
-
-    /// A backup that was given up leaves no bar behind.
-    fn finish(self) {
-        let progress = self
-            .progress
-            .into_inner()
-            .unwrap_or_else(PoisonError::into_inner);
-        if let Some(progress) = progress {
-            progress.finish();
-        }
-    }
 }
 
 fn print(

@@ -1,10 +1,24 @@
-//! `walden init`: what a user says to begin archiving a cluster into a repository.
+//! `walden init`: the repository, the cluster in it, the slot and the configuration file. Owns the order in which they are made, so
+//! that every run may be repeated; what the server must have is `server_check`'s.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use anyhow::{Context, Result};
 use clap::{Args, ValueHint};
+use repository::cluster::RESCUE;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
 
+use super::Globals;
 use crate::cli::{ServerArgs, StoreArgs};
+use crate::config::{Caller, Config, Encryption, Overrides};
+use crate::exit_code::ExitCode;
+use crate::open;
+use crate::server_check::{self, Finding, ServerFacts};
+use crate::setup::{self, ConfigState, KeyWishes, hex};
+
+/// Name of the configuration file where `--config` names none.
+const DEFAULT_FILE: &str = "walden.toml";
 
 /// Prepare a repository and the server, and write the configuration file
 ///
@@ -40,4 +54,180 @@ pub(crate) struct InitArgs {
 
     #[command(flatten)]
     pub(crate) store: StoreArgs,
+}
+
+/// What was made or found, for `--json` and for people.
+#[derive(Debug, Serialize)]
+struct Report {
+    repository: String,
+    repository_is_new: bool,
+    ready: bool,
+    cluster: String,
+    cluster_is_new: bool,
+    pg_version: u32,
+    wal_segment_size: u32,
+    slot: String,
+    slot_is_new: bool,
+    config: PathBuf,
+    config_is: ConfigState,
+    encrypted: bool,
+    recipients: Vec<String>,
+    /// The identity file, if one stands there.
+    identity_file: Option<PathBuf>,
+    identity_is_new: bool,
+    rescue_sha256: String,
+    warnings: Vec<Finding>,
+}
+
+/// Makes what is missing; nothing before the server has everything it needs.
+pub(crate) async fn run(args: InitArgs, globals: &Globals) -> Result<ExitCode> {
+    let file = config_path(globals)?;
+    let existing = match file.try_exists() {
+        Ok(false) => None,
+        _ => Some(Config::load(
+            Some(&file),
+            Caller::Command,
+            &Overrides::default(),
+        )?),
+    };
+    let mut config = wanted_config(&args, &file, existing.as_ref())?;
+    let info = open::connection_info(&config)?;
+    let facts = ServerFacts::ask(&info, &config.postgres.slot).await;
+    let findings = server_check::judge(&facts, &config.postgres.slot);
+    if server_check::has_errors(&findings) {
+        return refuse(&facts, &findings, globals);
+    }
+    let cluster = setup::cluster_of(&facts)?;
+    config.postgres.system_identifier = std::num::NonZeroU64::new(cluster.system_identifier);
+
+    let wishes = KeyWishes {
+        recipients: &args.recipients,
+        no_encryption: args.no_encryption,
+        identity_file: args.identity_file.as_deref(),
+    };
+    let keys = setup::settle_encryption(wishes, &file, existing.as_ref()).await?;
+    config.encryption = Some(keys.encryption.clone());
+    let repository = open::open_repository(&config).await?;
+    let repository_is_new = setup::make_repository(&repository).await?;
+    let cluster_is_new = setup::make_cluster(&repository, &cluster).await?;
+    let slot_is_new = setup::make_slot(&info, &config.postgres.slot).await?;
+    let config_is = setup::write_config(&config, existing.as_ref(), &file)?;
+
+    let report = Report {
+        repository: repository.url().to_owned(),
+        repository_is_new,
+        ready: true,
+        cluster: cluster.id().to_string(),
+        cluster_is_new,
+        pg_version: u32::from(cluster.pg_version),
+        wal_segment_size: cluster.wal_segment_size,
+        slot: config.postgres.slot.clone(),
+        slot_is_new,
+        config: file,
+        encrypted: keys.encryption != Encryption::None,
+        recipients: match keys.encryption {
+            Encryption::None => Vec::new(),
+            Encryption::Sealed { recipients, .. } => recipients,
+        },
+        identity_file: keys.identity_file,
+        identity_is_new: keys.is_new,
+        rescue_sha256: hex(&Sha256::digest(RESCUE)),
+        warnings: findings,
+        config_is,
+    };
+    globals
+        .output
+        .print("walden.init", &report, || report.to_text())?;
+    let differs = matches!(report.config_is, ConfigState::Different(_));
+    Ok(if differs || !report.warnings.is_empty() {
+        ExitCode::Warnings
+    } else {
+        ExitCode::Done
+    })
+}
+
+fn config_path(globals: &Globals) -> Result<PathBuf> {
+    let named = globals.config_file.as_deref();
+    std::path::absolute(named.unwrap_or(Path::new(DEFAULT_FILE)))
+        .context("where the configuration goes")
+}
+
+/// The configuration as the command line wants it, without keys and identifier. What it does not say of the server, an existing
+/// file does.
+fn wanted_config(args: &InitArgs, file: &Path, existing: Option<&Config>) -> Result<Config> {
+    let known = existing.map(|config| &config.postgres);
+    let mut repository = args.store.repository(&args.url);
+    // The file may stand elsewhere, and a hook runs elsewhere.
+    if let Some(path) = repository.ca_file.take() {
+        repository.ca_file = Some(std::path::absolute(path).context("--ca-file")?);
+    }
+    let overrides = Overrides {
+        conninfo: (args.server.conninfo.clone())
+            .or_else(|| known.and_then(|known| known.conninfo.clone())),
+        slot: (args.server.slot.clone()).or_else(|| known.map(|known| known.slot.clone())),
+        repository: Some(repository),
+        ..Overrides::default()
+    };
+    let mut config = Config::load(None, Caller::Command, &overrides)?;
+    config.file = Some(file.to_owned());
+    Ok(config)
+}
+
+fn refuse(facts: &ServerFacts, findings: &[Finding], globals: &Globals) -> Result<ExitCode> {
+    let body = serde_json::json!({ "ready": false, "findings": findings });
+    globals.output.print("walden.init", &body, || {
+        let found = server_check::to_text(findings);
+        format!("{found}\nNothing was changed. Do what is listed and run `walden init` again.\n")
+    })?;
+    Ok(match facts.is_unreachable() {
+        true => ExitCode::Failed,
+        false => ExitCode::Usage,
+    })
+}
+
+impl Report {
+    fn to_text(&self) -> String {
+        let state = |is_new: bool| if is_new { "made" } else { "was there" };
+        let mut text = format!(
+            "repository  {} ({})\ncluster     {}, PostgreSQL {}, WAL segments of {} ({})\nslot        {} ({})\n",
+            self.repository,
+            state(self.repository_is_new),
+            self.cluster,
+            self.pg_version,
+            crate::units::ByteSize::new(u64::from(self.wal_segment_size)),
+            state(self.cluster_is_new),
+            self.slot,
+            state(self.slot_is_new),
+        );
+        let config = self.config.display();
+        match &self.config_is {
+            ConfigState::Written => text.push_str(&format!("config      {config} (written)\n")),
+            ConfigState::Unchanged => text.push_str(&format!("config      {config} (unchanged)\n")),
+            ConfigState::Different(lines) => {
+                text.push_str(&format!(
+                    "config      {config} (another one, left alone; it differs:)\n"
+                ));
+                for line in lines {
+                    text.push_str(&format!("    {line}\n"));
+                }
+            }
+        }
+        if !self.encrypted {
+            text.push_str("encryption  none: whoever reads the store reads the data\n");
+        }
+        for recipient in &self.recipients {
+            text.push_str(&format!("encrypted   for {recipient}\n"));
+        }
+        text.push_str(&format!("RESCUE.md   SHA-256 {}\n", self.rescue_sha256));
+        text.push_str(&server_check::to_text(&self.warnings));
+        if let Some(path) = &self.identity_file {
+            text.push_str(&format!(
+                "\nThe identity {} opens everything that will be stored, and nothing else does.\n\
+                 Move it off this host, keep two copies: archiving does not need it, restores do (--identity file:PATH).\n",
+                path.display()
+            ));
+        }
+        text.push_str("\nNext: `walden run` in the background, then `walden backup`.\n");
+        text
+    }
 }

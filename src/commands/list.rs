@@ -1,8 +1,24 @@
-//! `walden list`: what a user says to see the backups of a repository.
+//! `walden list`: the backups of a cluster and how far each one reaches. Read from names and descriptors: no key is needed. With
+//! one (or unencrypted), history files are opened too, and a window goes on across timelines.
 
+use std::time::Duration;
+
+use anyhow::Result;
 use clap::Args;
+use jiff::Timestamp;
+use repository::backup::BackupDescriptor;
+use repository::sealed::OpenPolicy;
+use serde::Serialize;
 
+use super::Globals;
 use crate::cli::SourceArgs;
+use crate::config::Overrides;
+use crate::exit_code::ExitCode;
+use crate::gaps::{Gap, open_gaps};
+use crate::open;
+use crate::report::{Align, Table};
+use crate::units::{ByteSize, human_duration};
+use crate::windows::{Survey, Window};
 
 /// List backups, their sizes and the window each one opens
 ///
@@ -16,4 +32,158 @@ Examples:
 pub(crate) struct ListArgs {
     #[command(flatten)]
     pub(crate) source: SourceArgs,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    repository: String,
+    cluster: String,
+    backups: Vec<Backup>,
+    /// Labels that were begun and not finished, or are being made now.
+    unfinished: Vec<String>,
+    gaps: Vec<Gap>,
+}
+
+#[derive(Debug, Serialize)]
+struct Backup {
+    label: String,
+    kind: String,
+    server_version: String,
+    timeline: u32,
+    from_standby: bool,
+    started: Timestamp,
+    duration_seconds: f64,
+    plain_bytes: u64,
+    stored_bytes: u64,
+    start_lsn: String,
+    stop_lsn: String,
+    /// `None`: the WAL that makes the backup consistent is not stored.
+    window: Option<Window>,
+}
+
+/// Lists; ends with 3 if there are gaps.
+pub(crate) async fn run(args: ListArgs, globals: &Globals) -> Result<ExitCode> {
+    let overrides = Overrides {
+        repository: args.source.repository(),
+        ..Overrides::default()
+    };
+    let config = globals.load_config(&overrides)?;
+    let repository = open::open_existing_repository(&config).await?;
+    let cluster = open::find_cluster(&config, &repository, args.source.cluster.as_deref()).await?;
+    let size = cluster.segment_size()?;
+    let catalog = repository.list(cluster.id()).await?;
+    let policy = match config.identities().await {
+        Ok(identities) => OpenPolicy {
+            identities,
+            allow_plain: true,
+        },
+        Err(error) => {
+            tracing::info!("without the identity: {error:#}");
+            OpenPolicy::default()
+        }
+    };
+    let mut survey = Survey::new(&repository, &cluster, &catalog, &policy).await?;
+    let labels: Vec<_> = catalog.complete_backups().cloned().collect();
+    let mut backups = Vec::with_capacity(labels.len());
+    for label in &labels {
+        let descriptor = repository.fetch_backup(cluster.id(), label).await?;
+        let window = survey.window(&descriptor).await?;
+        backups.push(Backup::new(&descriptor, window));
+    }
+    // Labels have no more than seconds.
+    backups.sort_by_key(|backup| backup.started);
+    let report = Report {
+        repository: repository.url().to_owned(),
+        cluster: cluster.id().to_string(),
+        backups,
+        unfinished: catalog
+            .backups
+            .iter()
+            .filter(|(_, backup)| !backup.complete)
+            .map(|(label, _)| label.to_string())
+            .collect(),
+        gaps: open_gaps(&catalog, size),
+    };
+    globals.output.print("walden.list", &report, || {
+        report.to_text(globals.output.color)
+    })?;
+    Ok(if report.gaps.is_empty() {
+        ExitCode::Done
+    } else {
+        ExitCode::Warnings
+    })
+}
+
+impl Backup {
+    fn new(descriptor: &BackupDescriptor, window: Option<Window>) -> Self {
+        Self {
+            label: descriptor.label.clone(),
+            kind: descriptor.kind.clone(),
+            server_version: descriptor.server_version.clone(),
+            timeline: descriptor.timeline,
+            from_standby: descriptor.from_standby,
+            started: descriptor.started,
+            duration_seconds: took(descriptor).as_secs_f64(),
+            plain_bytes: descriptor.plain_size,
+            stored_bytes: descriptor.stored_size,
+            start_lsn: descriptor.start_lsn.to_string(),
+            stop_lsn: descriptor.stop_lsn.to_string(),
+            window,
+        }
+    }
+}
+
+fn took(descriptor: &BackupDescriptor) -> Duration {
+    let took = descriptor.stopped.duration_since(descriptor.started);
+    Duration::try_from(took).unwrap_or_default()
+}
+
+impl Report {
+    fn to_text(&self, color: bool) -> String {
+        if self.backups.is_empty() {
+            return format!(
+                "cluster {}: no backups yet; take one with `walden backup`\n{}",
+                self.cluster,
+                self.notes()
+            );
+        }
+        let mut table = Table::new([
+            ("LABEL", Align::Left),
+            ("KIND", Align::Left),
+            ("STARTED", Align::Left),
+            ("TOOK", Align::Right),
+            ("SIZE", Align::Right),
+            ("STORED", Align::Right),
+            ("SERVER", Align::Left),
+        ]);
+        let mut windows = String::from("\nWhat each one can be recovered to:\n");
+        for backup in &self.backups {
+            table.push([
+                backup.label.clone(),
+                backup.kind.clone(),
+                format!("{:.0}", backup.started),
+                human_duration(Duration::from_secs_f64(backup.duration_seconds)),
+                ByteSize::new(backup.plain_bytes).to_string(),
+                ByteSize::new(backup.stored_bytes).to_string(),
+                backup.server_version.clone(),
+            ]);
+            let reach = match &backup.window {
+                None => "nothing: the WAL that belongs to it is not stored".to_owned(),
+                Some(window) => window.to_text(),
+            };
+            windows.push_str(&format!("  {}  {reach}\n", backup.label));
+        }
+        format!("{}{windows}{}", table.to_text(color), self.notes())
+    }
+
+    fn notes(&self) -> String {
+        let mut text = String::new();
+        for label in &self.unfinished {
+            text.push_str(&format!("unfinished: {label}\n"));
+        }
+        for gap in &self.gaps {
+            text.push_str(&format!("gap: {gap}\n"));
+        }
+        text
+    }
 }

@@ -2,17 +2,13 @@
 //! A command reads its configuration, calls a library crate and reports; decisions live in the libraries.
 
 pub(crate) mod archive_get;
-#[cfg(test)]
 pub(crate) mod archive_push;
 pub(crate) mod backup;
 pub(crate) mod config;
-#[cfg(test)]
 pub(crate) mod init;
-#[cfg(test)]
 pub(crate) mod list;
 pub(crate) mod restore;
 pub(crate) mod run;
-#[cfg(test)]
 pub(crate) mod status;
 
 use std::path::PathBuf;

@@ -3,11 +3,14 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use clap::{ArgGroup, Args, ValueEnum, ValueHint};
-use pitr::load::load_plan;
-use pitr::segment_source::SegmentSource;
-use pitr::time::find_zone;
+use pitr::data_directory::DataDirectory;
+use pitr::gather::PlanMaterial;
+use pitr::plan::RecoveryPlan;
+use pitr::postgres::Owner;
+use pitr::restore::RestoreJob;
+use pitr::time::{find_zone, format_utc, parse_time};
 use pitr::{RecoveryGoal, RecoveryTarget};
 use repository::identity::SecretReference;
 use wal_format::TimelineId;
@@ -17,6 +20,7 @@ use crate::cli::SourceArgs;
 use crate::config::{Overrides, parse_secret_reference};
 use crate::exit_code::ExitCode;
 use crate::failure::Advise;
+use crate::restore_run::{self, RestoreRequest};
 use crate::{open, plan_report};
 
 /// Bring the cluster back, in a new data directory, at a chosen moment
@@ -149,6 +153,16 @@ pub(crate) enum Action {
     Shutdown,
 }
 
+impl From<Action> for pitr::recovery_conf::Action {
+    fn from(action: Action) -> Self {
+        match action {
+            Action::Pause => Self::Pause,
+            Action::Promote => Self::Promote,
+            Action::Shutdown => Self::Shutdown,
+        }
+    }
+}
+
 /// One `--map-tablespace OLD=NEW`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TablespaceMapping {
@@ -156,6 +170,16 @@ pub(crate) struct TablespaceMapping {
     pub(crate) old: PathBuf,
     /// Where it shall be.
     pub(crate) new: PathBuf,
+}
+
+impl TablespaceMapping {
+    /// Both paths as text: they were given as such.
+    fn as_text(&self) -> (String, String) {
+        (
+            self.old.to_string_lossy().into_owned(),
+            self.new.to_string_lossy().into_owned(),
+        )
+    }
 }
 
 /// `OLD=NEW` as `pg_basebackup -T` reads it: `\=` is a `=` in a path.
@@ -210,12 +234,7 @@ pub(crate) async fn run(args: RestoreArgs, globals: &Globals) -> Result<ExitCode
     let config = globals.load_config(&overrides)?;
     let repository = open::open_existing_repository(&config).await?;
     let cluster = open::find_cluster(&config, &repository, args.source.cluster.as_deref()).await?;
-    let source = SegmentSource {
-        policy: open::open_policy(&config, args.allow_plain).await?,
-        cluster: cluster.id(),
-        size: cluster.segment_size()?,
-        repository,
-    };
+    let policy = open::open_policy(&config, args.allow_plain).await?;
     let label = args
         .backup
         .as_deref()
@@ -223,18 +242,73 @@ pub(crate) async fn run(args: RestoreArgs, globals: &Globals) -> Result<ExitCode
         .transpose()
         .exit_code(ExitCode::Usage)?;
     let timeline = args.target.timeline.and_then(TimelineId::new);
-    let loaded = load_plan(&source, &goal, timeline, label.as_ref())
+    let planning = || format!("plan the recovery to {target}");
+    let material = PlanMaterial::gather(&repository, &policy, cluster.id(), timeline)
         .await
-        .with_context(|| format!("plan the recovery to {target}"))?;
+        .with_context(planning)?;
+    let plan = material
+        .plan(&goal, label.as_ref())
+        .await
+        .with_context(planning)?;
+    let backup = material
+        .descriptors
+        .get(&plan.backup.label)
+        .context("the plan's backup has a descriptor")?;
+    check_not_before(&args.target, &plan)?;
     if args.dry_run {
-        let body = plan_report::to_json(&loaded, &target);
+        let body = plan_report::to_json(&plan, backup, &target);
         globals.output.print("walden.restore-plan", &body, || {
-            plan_report::to_text(&loaded, &target)
+            plan_report::to_text(&plan, backup, &target)
         })?;
         return Ok(ExitCode::Done);
     }
-    globals.screen.say(&plan_report::to_text(&loaded, &target));
-    Ok(ExitCode::Done)
+    globals
+        .screen
+        .say(plan_report::to_text(&plan, backup, &target).trim_end());
+    let job = RestoreJob {
+        repository,
+        policy,
+        cluster: cluster.id(),
+        label: plan.backup.label.clone(),
+        backup: backup.clone(),
+        data: DataDirectory::new(&args.pgdata)?,
+        mappings: args
+            .map_tablespaces
+            .iter()
+            .map(TablespaceMapping::as_text)
+            .collect(),
+        owner: match &args.owner {
+            Some(name) => Some(Owner::find(name).await?),
+            None => None,
+        },
+    };
+    let request = RestoreRequest {
+        job,
+        plan: &plan,
+        target: &target,
+        config: &config,
+        action: args.target.action.into(),
+        start: !args.no_start,
+        port: args.port,
+        bin_dir: args.bin_dir.as_deref(),
+    };
+    restore_run::run(request, globals).await
+}
+
+fn check_not_before(args: &TargetArgs, plan: &RecoveryPlan) -> Result<()> {
+    let Some(text) = &args.not_before else {
+        return Ok(());
+    };
+    let zone = args.tz.as_deref().map(find_zone).transpose()?;
+    let wanted = parse_time(text, zone.as_ref())?;
+    let newest = plan.newest_transaction;
+    if newest.is_some_and(|newest| newest >= wanted) {
+        return Ok(());
+    }
+    let newest = newest.map_or_else(|| "not known".to_owned(), format_utc);
+    Err(anyhow!("the last transaction of this plan ended at {newest}, before {}", format_utc(wanted)))
+        .hint("--not-before refuses such a plan; leave it out to accept it, or choose another target or repository")
+        .exit_code(ExitCode::Target)
 }
 
 /// What the user asked for, and in which words.

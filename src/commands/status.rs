@@ -1,8 +1,21 @@
-//! `walden status`: what a user says to see how far archiving is.
+//! `walden status`: how far archiving is. Owns how it looks; what is asked and what follows is `archiving_state`'s.
 
+use anyhow::Result;
 use clap::Args;
+use jiff::Timestamp;
+use serde::Serialize;
 
+use super::Globals;
+use crate::archiving_state::{
+    self as state, Hook, Problem, ServerState, StoredState, lag_bytes, lag_seconds,
+};
 use crate::cli::ServerArgs;
+use crate::config::{Config, Overrides};
+use crate::exit_code::ExitCode;
+use crate::failure::Failure;
+use crate::gaps::Gap;
+use crate::open;
+use crate::units::{ByteSize, human_duration};
 
 /// Show how far WAL is received and stored, the lag, the slot and any gaps
 ///
@@ -15,4 +28,254 @@ Examples:
 pub(crate) struct StatusArgs {
     #[command(flatten)]
     pub(crate) server: ServerArgs,
+}
+
+#[derive(Debug, Serialize)]
+struct Report {
+    repository: String,
+    cluster: Option<String>,
+    /// `None`: it could not be asked, `problems` says why.
+    server: Option<Server>,
+    /// `None`: it could not be asked, `problems` says why.
+    stored: Option<Stored>,
+    lag_bytes: Option<u64>,
+    lag_seconds: Option<f64>,
+    problems: Vec<Problem>,
+}
+
+#[derive(Debug, Serialize)]
+struct Server {
+    version: Option<String>,
+    is_standby: bool,
+    timeline: u32,
+    flush_lsn: String,
+    slot: Option<Slot>,
+    archive_command: Hook,
+}
+
+#[derive(Debug, Serialize)]
+struct Slot {
+    name: String,
+    active: bool,
+    restart_lsn: Option<String>,
+    wal_status: Option<String>,
+    /// WAL that the server keeps for it.
+    retained_bytes: Option<u64>,
+    /// Reported by `walden run`: received up to.
+    received_lsn: Option<String>,
+    /// Reported by `walden run`: stored up to.
+    durable_lsn: Option<String>,
+}
+
+#[derive(Debug, Serialize)]
+struct Stored {
+    timelines: Vec<TimelineEnd>,
+    newest_transaction: Option<Timestamp>,
+    last_backup: Option<LastBackup>,
+    gaps: Vec<Gap>,
+}
+
+#[derive(Debug, Serialize)]
+struct TimelineEnd {
+    timeline: u32,
+    end_lsn: String,
+}
+
+#[derive(Debug, Serialize)]
+struct LastBackup {
+    label: String,
+    stopped: Timestamp,
+    age_seconds: f64,
+}
+
+/// Ends with 5 for a gap, 1 if a side cannot be asked, 3 for what needs attention.
+pub(crate) async fn run(args: StatusArgs, globals: &Globals) -> Result<ExitCode> {
+    let overrides = Overrides {
+        conninfo: args.server.conninfo,
+        slot: args.server.slot,
+        ..Overrides::default()
+    };
+    let config = globals.load_config(&overrides)?;
+    let info = open::connection_info(&config)?;
+    let slot = config.postgres.slot.as_str();
+    let (server, stored) = tokio::join!(state::ask_server(&info, slot), ask_repository(&config));
+    let (cluster, stored) = match stored {
+        Ok((cluster, stored)) => (Some(cluster), Ok(stored)),
+        Err(error) => {
+            let failure = Failure::of(&error);
+            // That there is no repository is not a question of reaching it.
+            if failure.code == ExitCode::NoRepository {
+                return Err(error);
+            }
+            (None, Err(failure.line()))
+        }
+    };
+    let server = server.map_err(|error| state::why(&error));
+    let configured = config.postgres.system_identifier.map(u64::from);
+    let found = server
+        .as_ref()
+        .ok()
+        .map(|server| server.identity.system_identifier);
+    let expected = cluster.or(configured).or(found).unwrap_or_default();
+    let problems = state::judge(
+        server.as_ref().map_err(Clone::clone),
+        stored.as_ref().map_err(Clone::clone),
+        expected,
+        slot,
+    );
+    let (server, stored) = (server.ok(), stored.ok());
+    let both = server.as_ref().zip(stored.as_ref());
+    let report = Report {
+        repository: config.repository().url.clone(),
+        cluster: cluster.map(|identifier| identifier.to_string()),
+        lag_bytes: both.and_then(|(server, stored)| lag_bytes(server, stored)),
+        lag_seconds: both.and_then(|(server, stored)| lag_seconds(server, stored)),
+        server: server.map(|server| Server::new(&server, slot)),
+        stored: stored.map(Stored::new),
+        problems,
+    };
+    globals
+        .output
+        .print("walden.status", &report, || report.to_text())?;
+    Ok(state::exit_code(&report.problems))
+}
+
+async fn ask_repository(config: &Config) -> Result<(u64, StoredState)> {
+    let repository = open::open_repository_with(config, open::IMPATIENT).await?;
+    open::require_repository(&repository).await?;
+    let cluster = open::find_cluster(config, &repository, None).await?;
+    let stored = state::ask_repository(&repository, &cluster).await?;
+    Ok((cluster.system_identifier, stored))
+}
+
+impl Server {
+    fn new(server: &ServerState, name: &str) -> Self {
+        let flush = server.identity.flush_lsn;
+        let slot = server.slot.as_ref().map(|slot| Slot {
+            name: name.to_owned(),
+            active: slot.is_active,
+            restart_lsn: slot.restart_lsn.map(|lsn| lsn.to_string()),
+            wal_status: slot
+                .wal_status
+                .as_ref()
+                .map(|status| format!("{status:?}").to_lowercase()),
+            retained_bytes: slot.restart_lsn.and_then(|lsn| flush.distance_from(lsn)),
+            received_lsn: server.received.map(|(write, _)| write.to_string()),
+            durable_lsn: server.received.map(|(_, flush)| flush.to_string()),
+        });
+        Self {
+            version: server.version.clone(),
+            is_standby: server.is_standby,
+            timeline: server.identity.timeline.get(),
+            flush_lsn: flush.to_string(),
+            slot,
+            archive_command: server.hook,
+        }
+    }
+}
+
+impl Stored {
+    fn new(stored: StoredState) -> Self {
+        let ends = stored.ends.iter().map(|(timeline, end)| TimelineEnd {
+            timeline: timeline.get(),
+            end_lsn: end.to_string(),
+        });
+        Self {
+            timelines: ends.collect(),
+            newest_transaction: stored.newest_transaction,
+            last_backup: stored.last_backup.map(|(label, stopped)| LastBackup {
+                label,
+                stopped,
+                age_seconds: Timestamp::now()
+                    .duration_since(stopped)
+                    .as_secs_f64()
+                    .max(0.0),
+            }),
+            gaps: stored.gaps,
+        }
+    }
+}
+
+impl Report {
+    fn to_text(&self) -> String {
+        let mut lines = Vec::new();
+        if let Some(server) = &self.server {
+            lines.push(format!(
+                "server      PostgreSQL {}{}, timeline {}, WAL flushed to {}",
+                server.version.as_deref().unwrap_or("?"),
+                if server.is_standby { " (standby)" } else { "" },
+                server.timeline,
+                server.flush_lsn
+            ));
+            lines.push(match &server.slot {
+                Some(slot) => slot.to_text(),
+                None => "slot        none".to_owned(),
+            });
+            if server.archive_command != Hook::Unused {
+                let word = match server.archive_command {
+                    Hook::Failing => "fails",
+                    _ => "archives with walden",
+                };
+                lines.push(format!("hook        archive_command {word}"));
+            }
+        }
+        lines.push(format!("repository  {}", self.repository));
+        if let Some(stored) = &self.stored {
+            for end in &stored.timelines {
+                lines.push(format!(
+                    "stored      timeline {} up to {}",
+                    end.timeline, end.end_lsn
+                ));
+            }
+            if let Some(backup) = &stored.last_backup {
+                let age = std::time::Duration::from_secs_f64(backup.age_seconds);
+                lines.push(format!(
+                    "backup      {} ({} old)",
+                    backup.label,
+                    human_duration(age)
+                ));
+            }
+        }
+        if let Some(bytes) = self.lag_bytes {
+            let seconds = self.lag_seconds.map(std::time::Duration::from_secs_f64);
+            let time = match seconds {
+                Some(seconds) if bytes > 0 => {
+                    format!(
+                        ", newest stored transaction {} ago",
+                        human_duration(seconds)
+                    )
+                }
+                _ => String::new(),
+            };
+            lines.push(format!("lag         {}{time}", ByteSize::new(bytes)));
+        }
+        for problem in &self.problems {
+            lines.push(format!("{}: {}", problem.side, problem.what));
+        }
+        if self.problems.is_empty() {
+            lines.push("all is well".to_owned());
+        }
+        lines.join("\n") + "\n"
+    }
+}
+
+impl Slot {
+    fn to_text(&self) -> String {
+        let mut text = format!(
+            "slot        {}: {}",
+            self.name,
+            if self.active {
+                "in use"
+            } else {
+                "nobody uses it"
+            }
+        );
+        if let Some(bytes) = self.retained_bytes {
+            text.push_str(&format!(", keeps {}", ByteSize::new(bytes)));
+        }
+        if let (Some(received), Some(durable)) = (&self.received_lsn, &self.durable_lsn) {
+            text.push_str(&format!(", received to {received}, stored to {durable}"));
+        }
+        text
+    }
 }

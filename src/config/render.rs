@@ -7,7 +7,7 @@ use ::repository::identity::SecretReference;
 use ::repository::sealed::Compression;
 use serde_json::{Value, json};
 
-use super::{Ack, Archive, Config, Encryption, Location, OnInvalid, Repository, Rpo};
+use super::{Ack, Archive, Config, Encryption, Location, OnInvalid, Repository, Restore, Rpo};
 use crate::redact;
 use crate::units::exact_duration;
 
@@ -39,6 +39,17 @@ impl Config {
         }
         self.render_postgres(&mut out);
         self.archive.render(&mut out);
+        if self.restore != Restore::default() {
+            out.push_str(
+                "[restore]\n# How long archive-get asks again while the store fails, before recovery stops.\n",
+            );
+            line(
+                &mut out,
+                "patience",
+                &quote(&exact_duration(self.restore.patience)),
+            );
+            out.push('\n');
+        }
         if let Some(Encryption::Sealed {
             recipients,
             identity,
@@ -98,6 +109,7 @@ impl Config {
                 "on_invalid": self.archive.on_invalid.to_text(),
                 "compression": compression_to_text(self.archive.compression),
             },
+            "restore": { "patience": exact_duration(self.restore.patience) },
             "encryption": match &self.encryption {
                 Some(Encryption::None) => json!("none"),
                 Some(Encryption::Sealed { recipients, identity }) => {

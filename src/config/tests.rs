@@ -95,7 +95,8 @@ fn what_is_rendered_reads_back_equal() {
         .replace("host=db1", r#"options='-c a=\"b\"' host=db1"#)
         + "endpoint = 'https://s3.example:8333'\nregion = 'eu-1'\npath_style = true\nca_file = 'ca.pem'\n\
            access_key = 'env:K'\nsecret_key = 'file:s'\n";
-    for text in [EXAMPLE, SMALLEST, &many] {
+    let patient = format!("{SMALLEST}[restore]\npatience = '1h30m'\n");
+    for text in [EXAMPLE, SMALLEST, &many, &patient] {
         let config = parse(text).unwrap();
         let rendered = config.to_toml();
         assert_eq!(
@@ -244,6 +245,22 @@ fn exactly_one_repository_for_now() {
 
 #[test]
 fn values_that_cannot_be_used_are_refused() {
+    let restore = |setting: &str| format!("{SMALLEST}[restore]\n{setting}\n");
+    refused(&restore("patience = 600"), Some(5), "must be a string", "");
+    refused(&restore("patience = '10'"), Some(5), "not a duration", "");
+    refused(
+        &restore("patience = '500ms'"),
+        Some(5),
+        "outside 1s to 7d",
+        "",
+    );
+    refused(&restore("patience = '8d'"), Some(5), "outside 1s to 7d", "");
+    refused(
+        &restore("patiense = '8d'"),
+        Some(5),
+        "unknown key",
+        "`patience`",
+    );
     let archive = |setting: &str| format!("{SMALLEST}[archive]\n{setting}\n");
     refused(&archive("rpo = '5'"), Some(5), "not a duration", "");
     refused(&archive("rpo = '10ms'"), Some(5), "outside 100ms to 1h", "");

@@ -1,6 +1,7 @@
 //! `walden backup` against real servers: what it stores is put together again by hand and judged by PostgreSQL's own
 //! `pg_verifybackup` and by `tar`; what it must refuse or give up leaves nothing that looks like a backup.
 
+use crate::support::object_store::Bucket;
 use crate::support::postgres::{Server, tool_command};
 use crate::support::process::{self, COMMAND_DEADLINE, Output, Running, command};
 use crate::support::wait_until;
@@ -35,12 +36,13 @@ struct Site {
 
 impl Site {
     fn new(server: Server, encrypted: bool) -> Self {
-        let identifier = server.control_data("Database system identifier");
-        Self::for_cluster(server, encrypted, identifier.parse().expect("a number"))
+        Self::of(server, encrypted, None, None)
     }
 
-    /// `system_identifier` is what the repository believes.
-    fn for_cluster(server: Server, encrypted: bool, system_identifier: u64) -> Self {
+    /// `bucket`: instead of a folder. `believed`: the system identifier that the repository knows.
+    fn of(server: Server, encrypted: bool, bucket: Option<&Bucket>, believed: Option<u64>) -> Self {
+        let identifier = server.control_data("Database system identifier");
+        let system_identifier = believed.unwrap_or(identifier.parse().expect("a number"));
         let folder = server.scratch().join("walden");
         let root = folder.join("re po\"sitory");
         fs::create_dir_all(&root).expect("make the repository's folder");
@@ -54,7 +56,22 @@ impl Site {
             open.identities = wait(Identities::load(&[reference])).expect("load the identity");
             encryption = format!("[encryption]\nrecipients = [\"{}\"]", identity.recipient);
         }
-        let url = format!("file://{}", root.display());
+        let mut walden = Walden::in_directory(&folder);
+        let mut url = format!("file://{}", root.display());
+        let mut options = StoreOptions::default();
+        if let Some(bucket) = bucket {
+            url = bucket.url("pre fix");
+            let environment = bucket.environment();
+            let value = |name: &str| {
+                let pair = environment.iter().find(|(known, _)| known == name);
+                pair.map(|(_, value)| value.clone())
+            };
+            options.endpoint = value("AWS_ENDPOINT_URL");
+            options.region = value("AWS_REGION");
+            options.access_key_id = value("AWS_ACCESS_KEY_ID");
+            options.secret_access_key = value("AWS_SECRET_ACCESS_KEY");
+            walden = walden.envs(environment);
+        }
         let conninfo = server.conninfo();
         let text = format!(
             "{encryption}\n[postgres]\nconninfo = \"{conninfo}\"\n[archive]\nrpo = \"500ms\"\n[[repository]]\nurl = '{url}'\n"
@@ -62,7 +79,7 @@ impl Site {
         // `encryption = "none"` has to stand before any table.
         fs::write(folder.join("walden.toml"), text).expect("write the configuration");
 
-        let store = Store::open(&url, StoreOptions::default()).expect("open the store");
+        let store = Store::open(&url, options).expect("open the store");
         let repository = Repository::new("primary", store);
         let cluster = ClusterDocument {
             format: 1,
@@ -93,7 +110,7 @@ impl Site {
             repository,
             cluster,
             open,
-            walden: Walden::in_directory(&folder),
+            walden,
         }
     }
 
@@ -253,7 +270,11 @@ fn extract(streams: &BTreeMap<Archive, PathBuf>, data: &Path) {
         };
         fs::create_dir_all(&folder).expect("make a folder");
         let mut extract = command("tar");
-        extract.arg("-x").arg("-f").arg(tar).arg("-C").arg(folder);
+        extract
+            .args(["-x", "--no-same-owner", "-f"])
+            .arg(tar)
+            .arg("-C")
+            .arg(folder);
         process::run(extract, COMMAND_DEADLINE).expect_success();
     }
 }
@@ -285,9 +306,9 @@ fn json(output: &Output) -> serde_json::Value {
     serde_json::from_str(&output.stdout).unwrap_or_else(|error| panic!("{error}\n{output}"))
 }
 
-fn backup_can_be_put_together_by_hand(major: u32, encrypted: bool) {
+fn backup_can_be_put_together_by_hand(major: u32, encrypted: bool, bucket: Option<&Bucket>) {
     let server = Server::builder(major).wal_segment_mib(1).start();
-    let site = Site::new(server, encrypted);
+    let site = Site::of(server, encrypted, bucket, None);
     let tablespaces = fill(&site.server);
     let run = site.archive();
     let output = site
@@ -359,12 +380,18 @@ fn backup_can_be_put_together_by_hand(major: u32, encrypted: bool) {
 
 #[test]
 fn backup_of_15_in_the_clear_can_be_put_together_by_hand() {
-    backup_can_be_put_together_by_hand(15, false);
+    backup_can_be_put_together_by_hand(15, false, None);
 }
 
 #[test]
 fn encrypted_backup_of_18_can_be_put_together_by_hand() {
-    backup_can_be_put_together_by_hand(18, true);
+    backup_can_be_put_together_by_hand(18, true, None);
+}
+
+#[test]
+fn backups_of_16_and_of_17_in_a_bucket_can_be_put_together_by_hand() {
+    backup_can_be_put_together_by_hand(16, true, None);
+    backup_can_be_put_together_by_hand(17, false, Some(&Bucket::new()));
 }
 
 #[test]
@@ -436,6 +463,51 @@ fn refuses_to_start_where_nothing_archives() {
         assert!(output.stderr.contains(text), "{text}\n{output}");
     }
     assert_eq!(site.labels().1.len(), 0, "not even a label was taken");
+}
+
+#[test]
+fn archive_command_counts_as_archiving_while_it_works() {
+    let server = Server::builder(15)
+        .wal_segment_mib(1)
+        .setting("archive_mode = on")
+        .start();
+    let site = Site::new(server, false);
+    let command = |command: &str| {
+        let command = command.replace('\'', "''");
+        site.server.psql(&format!(
+            "alter system set archive_command = '{command}'; select pg_reload_conf()"
+        ));
+    };
+    // Above 125 the archiver process would die without counting a failure.
+    command("false walden archive-push %p");
+    site.server
+        .psql("create table t as select g from generate_series(1, 1000) g; select pg_switch_wal()");
+    wait_until("the archiver process has failed", DEADLINE, || {
+        let failed = site
+            .server
+            .psql("select failed_count > 0 from pg_stat_archiver");
+        (failed == "t").then_some(())
+    });
+    let output = site
+        .walden
+        .run(["backup", "--fast-checkpoint"])
+        .expect_code(1);
+    assert!(output.stderr.contains("archive_command fails"), "{output}");
+
+    let configuration = site.server.scratch().join("walden/walden.toml");
+    let program = Walden::program().display();
+    command(&format!(
+        "{program} archive-push --config {} %p",
+        configuration.display()
+    ));
+    wait_until("the archiver process succeeds", DEADLINE, || {
+        let works = "select last_archived_time > last_failed_time from pg_stat_archiver";
+        (site.server.psql(works) == "t").then_some(())
+    });
+    site.walden
+        .run(["backup", "--fast-checkpoint"])
+        .expect_success();
+    assert!(site.only_backup().parts.len() == 1);
 }
 
 #[test]
@@ -515,7 +587,7 @@ fn backup_of_a_standby_waits_for_the_wal_of_its_primary() {
 #[test]
 fn another_server_and_major_14_are_refused() {
     let server = Server::builder(15).wal_segment_mib(1).start();
-    let site = Site::for_cluster(server, false, 4711);
+    let site = Site::of(server, false, None, Some(4711));
     let output = site.walden.run(["backup"]).expect_code(5);
     assert!(
         output

@@ -1,7 +1,11 @@
 //! Integration tests: the real binary against real servers and real stores. One test program, so that what is
 //! expensive (an object store, `initdb`) is made once. What the tests stand on is in `support`.
 
+mod archive_get;
 mod backup;
+mod init;
+mod list_status;
+mod push;
 mod run;
 mod support;
 mod support_test;

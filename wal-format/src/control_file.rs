@@ -221,3 +221,63 @@ fn check_crc(bytes: &[u8], major: Major) -> Result<(), Error> {
         Err(Error::ControlFileCrc { stored, computed })
     }
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::{ClusterState, ControlFile};
+    use crate::testing::{control_file, control_file_crc};
+    use crate::{Error, Lsn, Major, SegmentSize, WalLevel};
+
+    #[test]
+    fn reads_each_major() {
+        for major in Major::ALL {
+            let control = ControlFile::parse(&control_file(major, 77)).unwrap();
+            assert_eq!((control.major, control.system_identifier), (major, 77));
+            assert_eq!(control.state, ClusterState::ShutDown);
+            assert_eq!(control.checkpoint.redo, Lsn(0x0300_0028));
+            assert_eq!(control.checkpoint.wal_level.is_some(), major >= Major::V17);
+            assert_eq!(control.parameters.wal_level, WalLevel::Replica);
+            assert_eq!(control.wal_segment_size, SegmentSize::DEFAULT);
+            assert_eq!(control.data_checksum_version, 1);
+        }
+    }
+
+    #[test]
+    fn any_flipped_bit_and_any_cut_is_refused() {
+        for major in [Major::V16, Major::V18] {
+            let whole = control_file(major, 77);
+            for length in 0..whole.len() {
+                assert!(ControlFile::parse(&whole[..length]).is_err(), "{length}");
+            }
+            for at in 0..whole.len() * 8 {
+                let mut bytes = whole.clone();
+                bytes[at / 8] ^= 1 << (at % 8);
+                assert!(ControlFile::parse(&bytes).is_err(), "bit {at}");
+            }
+        }
+    }
+
+    #[test]
+    fn refuses_what_no_supported_server_writes() {
+        let with = |at: usize, value: &[u8]| {
+            let mut bytes = control_file(Major::V18, 77);
+            bytes[at..at + value.len()].copy_from_slice(value);
+            control_file_crc(&mut bytes, Major::V18);
+            ControlFile::parse(&bytes).unwrap_err()
+        };
+        assert_eq!(
+            with(8, &[1]),
+            Error::ControlFileVersion {
+                control: 0x701,
+                catalog: 202_506_291
+            }
+        );
+        assert!(matches!(with(16, &[7]), Error::ControlFile { .. }));
+        assert!(matches!(with(172, &[9]), Error::ControlFile { .. }));
+        assert!(matches!(with(214, &[0]), Error::ControlFile { .. }));
+        assert_eq!(with(228, &[1]), Error::SegmentSize((16 << 20) + 1));
+        let crc = ControlFile::parse(&[control_file(Major::V18, 77), std::vec![0; 8192]].concat());
+        assert!(crc.is_ok(), "the rest of the file does not count");
+    }
+}

@@ -58,7 +58,7 @@ mod tests {
 
     #[test]
     fn agrees_with_the_reference_on_every_length_of_a_page() {
-        let bytes: Vec<u8> = (0..8192_u32).map(|i| (i * 31 >> 3) as u8).collect();
+        let bytes: Vec<u8> = (0..8192_u32).map(|i| ((i * 31) >> 3) as u8).collect();
         for length in 0..bytes.len() {
             let mut crc = Crc32c::new();
             crc.update(&bytes[..length]);

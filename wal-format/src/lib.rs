@@ -51,6 +51,9 @@ pub use timestamp::Timestamp;
 pub use version::Major;
 
 #[cfg(any(test, feature = "testing"))]
+#[doc(hidden)]
+pub mod fuzzing;
+#[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ use core::fmt;
 
 /// The size of a record header in bytes.
 pub(crate) const RECORD_HEADER_BYTES: usize = 24;
+const RECORD_HEADER_LENGTH: u32 = 24;
 /// The part of it that the CRC covers.
 const CRC_COVERED_BYTES: usize = 20;
 
@@ -104,7 +105,7 @@ impl RecordHeader {
     /// Bytes after the header.
     #[inline]
     pub(crate) const fn body_length(&self) -> u32 {
-        self.total_length.saturating_sub(RECORD_HEADER_BYTES as u32)
+        self.total_length.saturating_sub(RECORD_HEADER_LENGTH)
     }
 
     /// What is wrong with the header of a record at `start` that follows the one at `previous`, if anything is.
@@ -136,7 +137,7 @@ impl RecordHeader {
 /// What is wrong with a record of that length, if anything is. (Length 0 is the end of WAL; the caller has asked before.)
 #[inline]
 pub(crate) fn length_problem(total_length: u32, major: Major) -> Option<InvalidReason> {
-    let valid = RECORD_HEADER_BYTES as u32..=major.max_record_length();
+    let valid = RECORD_HEADER_LENGTH..=major.max_record_length();
     (!valid.contains(&total_length)).then_some(InvalidReason::Length {
         found: total_length,
     })

@@ -265,14 +265,14 @@ impl Facts {
                             Some((record.start, Some(record.header.previous), overwrites));
                     }
                 }
-                match record.kind {
-                    Some(
-                        RecordKind::Commit { time, .. }
-                        | RecordKind::Abort { time, .. }
-                        | RecordKind::CommitPrepared { time, .. }
-                        | RecordKind::AbortPrepared { time, .. },
-                    ) => self.transactions.note(time),
-                    _ => {}
+                if let Some(
+                    RecordKind::Commit { time, .. }
+                    | RecordKind::Abort { time, .. }
+                    | RecordKind::CommitPrepared { time, .. }
+                    | RecordKind::AbortPrepared { time, .. },
+                ) = record.kind
+                {
+                    self.transactions.note(time);
                 }
             }
             Step::ContinuedRecordEnd { .. } => self.transactions.incomplete = true,
@@ -301,3 +301,7 @@ pub fn summarise_segment(
     }
     Ok(scanner.summary())
 }
+
+#[cfg(test)]
+#[expect(clippy::unwrap_used, reason = "tests")]
+mod tests;

@@ -235,3 +235,65 @@ pub fn main_data(data: &[u8]) -> Vec<u8> {
     body.extend_from_slice(data);
     body
 }
+
+/// The used part of a `pg_control` of that major: a cluster of timeline 1 that was shut down, with segments of 16 MiB.
+#[must_use]
+pub fn control_file(major: Major, system_identifier: u64) -> Vec<u8> {
+    let mut bytes = vec![0; major.control_crc_offset().saturating_add(4)];
+    let mut put = |at: usize, value: &[u8]| {
+        if let Some(place) = bytes
+            .get_mut(at..)
+            .and_then(|rest| rest.get_mut(..value.len()))
+        {
+            place.copy_from_slice(value);
+        }
+    };
+    put(0, &system_identifier.to_le_bytes());
+    put(8, &major.control_version().to_le_bytes());
+    put(12, &major.catalog_version().to_le_bytes());
+    put(16, &1_u32.to_le_bytes());
+    put(24, &1_769_178_491_i64.to_le_bytes());
+    put(32, &0x0300_0028_u64.to_le_bytes());
+    // The checkpoint's copy.
+    put(40, &0x0300_0028_u64.to_le_bytes());
+    put(48, &1_u32.to_le_bytes());
+    put(52, &1_u32.to_le_bytes());
+    put(56, &[1]);
+    put(60, &1_u32.to_le_bytes());
+    put(64, &747_u64.to_le_bytes());
+    put(104, &1_769_178_490_i64.to_le_bytes());
+    // Settings and sizes.
+    for (at, value) in [
+        (172, 1_u32),
+        (180, 100),
+        (184, 8),
+        (188, 10),
+        (196, 64),
+        (204, 8),
+        (216, 8192),
+    ] {
+        put(at, &value.to_le_bytes());
+    }
+    put(208, &1_234_567.0_f64.to_le_bytes());
+    for (at, value) in [
+        (220, 131_072_u32),
+        (224, 8192),
+        (228, 16 << 20),
+        (232, 64),
+        (252, 1),
+    ] {
+        put(at, &value.to_le_bytes());
+    }
+    control_file_crc(&mut bytes, major);
+    bytes
+}
+
+/// Writes the CRC that fits the other bytes of a `pg_control`.
+pub fn control_file_crc(bytes: &mut [u8], major: Major) {
+    let (covered, rest) = bytes.split_at_mut(major.control_crc_offset().min(bytes.len()));
+    let mut crc = crate::crc::Crc32c::new();
+    crc.update(covered);
+    if let Some(place) = rest.first_chunk_mut() {
+        *place = crc.finish().to_le_bytes();
+    }
+}

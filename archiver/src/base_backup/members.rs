@@ -98,6 +98,14 @@ impl TarMembers {
     }
 }
 
+/// The member a stream begins with, its name and contents, if they stand whole in its first part.
+pub(super) fn leading_file(part: &[u8]) -> Option<(Vec<u8>, &[u8])> {
+    let (block, rest) = part.split_first_chunk::<BLOCK_BYTES>()?;
+    let member = OpenMember::parse(block).ok()??;
+    let contents = rest.get(..usize::try_from(member.size).ok()?)?;
+    Some((member.name, contents))
+}
+
 impl OpenMember {
     /// `None` for a block of zeros, which marks the end.
     fn parse(block: &[u8; BLOCK_BYTES]) -> Result<Option<Self>, String> {
@@ -278,6 +286,16 @@ mod tests {
                 .unwrap_err()
                 .contains("not UTF-8")
         );
+    }
+
+    #[test]
+    fn the_leading_file_is_read_if_it_is_whole() {
+        let bytes = stream(&[("a", 600), ("b", 1)]);
+        let expected = Some((b"a".to_vec(), &[b'x'; 600][..]));
+        assert_eq!(leading_file(&bytes), expected);
+        for short in [&bytes[..512 + 599], &bytes[..511], &[0; 1024]] {
+            assert_eq!(leading_file(short), None);
+        }
     }
 
     #[test]

@@ -215,7 +215,7 @@ async fn run(
     });
 
     let manifest = check_manifest(&received, &identity)?;
-    let from_standby = connection.parameter("in_hot_standby") == Some("on");
+    let from_standby = check_label(&received)?;
     let server_version = connection.parameter("server_version").unwrap_or_default();
     let server_version = server_version
         .split(' ')
@@ -367,6 +367,26 @@ fn check_manifest(received: &Received, identity: &SystemIdentity) -> Result<Mani
         )));
     }
     Ok(manifest)
+}
+
+/// `backup_label` must say what the server said. Gives whether it was a standby.
+fn check_label(received: &Received) -> Result<bool> {
+    let unusable = |reason: String| Error::UnusableBackup {
+        what: "backup_label".to_owned(),
+        reason,
+    };
+    let label = received.uploads.label();
+    let label = label.ok_or_else(|| unusable("the server did not send it".to_owned()))?;
+    if (label.start, label.start_timeline) != received.start {
+        return Err(unusable(format!(
+            "it starts at {} on timeline {}, the server said {} on timeline {}",
+            label.start, label.start_timeline, received.start.0, received.start.1
+        )));
+    }
+    if label.incremental_from.is_some() {
+        return Err(unusable("it is of an incremental backup".to_owned()));
+    }
+    Ok(label.from_standby)
 }
 
 /// Timeline 1 has no history file.

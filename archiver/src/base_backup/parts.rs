@@ -14,7 +14,7 @@ use repository::sealed::{Facts, Sealed};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{JoinError, JoinSet};
 
-use super::members::{PartMembers, TarMembers};
+use super::members::{PartMembers, TarMembers, leading_file};
 use crate::upload::Uploader;
 use crate::{Error, Result};
 
@@ -47,6 +47,7 @@ pub(super) struct PartUploads {
     sealed: Arc<Semaphore>,
     tasks: JoinSet<Result<PartDescriptor>>,
     stored: Vec<PartDescriptor>,
+    label: Option<wal_format::BackupLabel>,
 }
 
 struct OpenArchive {
@@ -69,7 +70,13 @@ impl PartUploads {
             sealed: Arc::new(Semaphore::new(SEALED_PARTS)),
             tasks: JoinSet::new(),
             stored: Vec::new(),
+            label: None,
         }
+    }
+
+    /// The `backup_label` that the data directory's stream began with.
+    pub(super) fn label(&self) -> Option<&wal_format::BackupLabel> {
+        self.label.as_ref()
     }
 
     /// The next tar stream begins. The one before must be finished.
@@ -154,6 +161,9 @@ impl PartUploads {
         let plain = std::mem::replace(&mut open.buffer, next);
         let members = open.members.walk(&plain);
         let members = members.map_err(|reason| unusable(open.archive, reason))?;
+        if (open.archive, open.part) == (Archive::Base, 0) {
+            self.label = Some(read_label(&plain)?);
+        }
         let object = BackupObject::Part {
             archive: open.archive,
             part: open.part,
@@ -197,6 +207,15 @@ impl PartUploads {
     fn note(&mut self, joined: Result<Result<PartDescriptor>, JoinError>) -> Result<()> {
         note(&mut self.stored, joined)
     }
+}
+
+/// Without its `backup_label` a data directory would recover from the wrong place, and look well.
+fn read_label(part: &[u8]) -> Result<wal_format::BackupLabel> {
+    let missing = || unusable("base", "it does not begin with backup_label".into());
+    let (_, contents) = leading_file(part)
+        .filter(|(name, _)| name == b"backup_label")
+        .ok_or_else(missing)?;
+    Ok(wal_format::BackupLabel::parse(contents)?)
 }
 
 fn note(
@@ -283,5 +302,138 @@ fn unusable(what: impl ToString, reason: String) -> Error {
     Error::UnusableBackup {
         what: what.to_string(),
         reason,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use repository::sealed::{Compression, SealPolicy};
+    use repository::testing::{FaultPlan, Outage};
+    use repository::{ErrorClass, Repository, Store};
+
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    fn place() -> Place {
+        Place {
+            cluster: ClusterId::new(7),
+            label: BackupLabel::full(jiff::Timestamp::UNIX_EPOCH, 1),
+            pg_version: 18,
+            patience: PATIENCE,
+        }
+    }
+
+    fn uploads(store: Store) -> PartUploads {
+        let policy = SealPolicy {
+            recipients: None,
+            compression: Compression::Lz4,
+            minimal_descriptor: false,
+        };
+        let uploader = Uploader::new(Repository::new("test", store), policy, SEALED_PARTS);
+        PartUploads::new(uploader, place())
+    }
+
+    /// A tar stream of one file that is `parts` parts long, end mark included.
+    fn stream(parts: usize) -> Bytes {
+        let size = parts * PART_BYTES - 3 * 512;
+        let mut header = tar::Header::new_ustar();
+        header.as_old_mut().name[0] = b'a';
+        header.set_size(size as u64);
+        header.set_mode(0o600);
+        header.set_cksum();
+        let mut bytes = header.as_bytes().to_vec();
+        bytes.resize(512 + size, b'x');
+        bytes.resize(parts * PART_BYTES, 0);
+        bytes.into()
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_stalled_store_is_read_ahead_of_by_six_parts_and_no_further() {
+        let outage = Outage::default();
+        outage.set(true);
+        let plan = FaultPlan {
+            outage: outage.clone(),
+            ..FaultPlan::default()
+        };
+        let deadlines = repository::Deadlines {
+            request: Duration::from_millis(500),
+            total: Duration::from_millis(600),
+        };
+        let memory = Store::in_memory();
+        let mut uploads = uploads(Store::faulty(&memory, plan, deadlines));
+        let mut rest = stream(8);
+        let mut taken = 0;
+        uploads.begin_archive(Archive::Tablespace(5)).await.unwrap();
+        while !rest.is_empty() {
+            let next = rest.split_to(rest.len().min(1 << 20));
+            let push = uploads.push(next.clone());
+            let wait = Duration::from_secs(3);
+            match tokio::time::timeout(wait, push).await {
+                Ok(pushed) => pushed.unwrap(),
+                Err(_) => {
+                    assert_eq!(
+                        (taken + next.len()) / PART_BYTES,
+                        PLAIN_BUFFERS + SEALED_PARTS
+                    );
+                    assert!(outage.requests_stalled() >= SEALED_PARTS as u64);
+                    outage.set(false);
+                    // The push that was given up had filled its buffer: go on with the cut.
+                    let buffer = uploads.take_buffer().await.unwrap();
+                    uploads.cut(buffer).unwrap();
+                }
+            }
+            taken += next.len();
+        }
+        assert!(outage.requests_stalled() > 0, "reading had to wait");
+        uploads.finish_archive().unwrap();
+        let parts = uploads.finish().await.unwrap();
+        let numbers: Vec<u32> = parts.iter().map(|part| part.part).collect();
+        assert_eq!(numbers, (0..8).collect::<Vec<u32>>());
+        assert_eq!(
+            parts[7].continued.as_ref().map(|file| file.offset),
+            Some(7 * PART_BYTES as u64 - 512)
+        );
+        assert_eq!(memory.list("").await.unwrap().len(), 8);
+    }
+
+    #[tokio::test]
+    async fn other_bytes_at_a_parts_key_end_the_backup_at_once() {
+        let memory = Store::in_memory();
+        let mut first = uploads(memory.clone());
+        first.begin_archive(Archive::Tablespace(5)).await.unwrap();
+        first.push(stream(1)).await.unwrap();
+        first.finish_archive().unwrap();
+        assert_eq!(first.finish().await.unwrap().len(), 1);
+
+        let mut second = uploads(memory);
+        second.begin_archive(Archive::Tablespace(5)).await.unwrap();
+        second.push(stream(2)).await.unwrap();
+        let error = tokio::time::timeout(PATIENCE, second.failed())
+            .await
+            .unwrap();
+        assert_eq!(error.class(), ErrorClass::Conflict, "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_breaks_off_is_refused() {
+        let mut cut = uploads(Store::in_memory());
+        cut.begin_archive(Archive::Tablespace(5)).await.unwrap();
+        let mut half = stream(1);
+        cut.push(half.split_to(PART_BYTES / 2)).await.unwrap();
+        let error = cut.finish_archive().unwrap_err();
+        assert_eq!(error.to_string(), "base backup: 5: it ends inside \"a\"");
+
+        let mut empty = uploads(Store::in_memory());
+        empty.begin_archive(Archive::Tablespace(5)).await.unwrap();
+        let error = empty.finish_archive().unwrap_err();
+        assert_eq!(error.to_string(), "base backup: 5: the stream is empty");
+
+        let mut unlabelled = uploads(Store::in_memory());
+        unlabelled.begin_archive(Archive::Base).await.unwrap();
+        let error = unlabelled.push(stream(1)).await.unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "base backup: base: it does not begin with backup_label"
+        );
     }
 }

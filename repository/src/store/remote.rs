@@ -120,6 +120,18 @@ pub(crate) fn open_s3(
     if let Some(region) = region {
         builder = builder.with_region(region);
     }
+    // They go into headers as they are, and object_store panics on what no header can hold: a file with more than the key in it.
+    for (key, what) in [
+        (AmazonS3ConfigKey::AccessKeyId, "the access key id"),
+        (AmazonS3ConfigKey::Region, "the region"),
+        (AmazonS3ConfigKey::Token, "the session token"),
+    ] {
+        let value = builder.get_config_value(&key);
+        if value.is_some_and(|value| value.bytes().any(|byte| !(b' '..=b'~').contains(&byte))) {
+            let reason = format!("{what} has characters that it cannot have, a line break perhaps");
+            return Err(failed(reason, None));
+        }
+    }
 
     let deadlines = options.deadlines;
     let mut client = ClientOptions::new()

@@ -395,7 +395,7 @@ impl Server {
                 self.crash();
                 return Err(format!("no answer within {deadline:?}"));
             }
-            std::thread::sleep(Duration::from_millis(20));
+            std::thread::sleep(Duration::from_millis(50));
         }
     }
 

@@ -287,6 +287,12 @@ enum Next {
 }
 
 impl KindReader {
+    /// Whether a record with that header may be of interest; quick.
+    #[inline]
+    pub(crate) const fn may_read(header: &RecordHeader) -> bool {
+        matches!(header.resource_manager, XLOG | XACT)
+    }
+
     /// A reader for a record with that header; `None` if its kind is of no interest.
     pub(crate) fn new(header: &RecordHeader, major: Major) -> Option<Self> {
         let main = match header.resource_manager {

@@ -2,12 +2,7 @@
 //! `pg_waldump`'s verdict on damaged segments, `pg_controldata` field by field.
 //!
 //! Servers are looked for in `$WALDEN_TEST_PG_DIR/<major>/bin`; a major that is not there prints `NOT RUN`.
-#![expect(
-    clippy::expect_used,
-    clippy::unwrap_used,
-    clippy::print_stdout,
-    reason = "tests"
-)]
+#![expect(clippy::expect_used, clippy::unwrap_used, reason = "tests")]
 
 mod server;
 mod waldump;
@@ -16,10 +11,12 @@ mod workload;
 use server::Server;
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use wal_format::{
-    ControlFile, DecoderConfig, Lsn, Major, SegmentName, SegmentScanner, SegmentSize,
-    SegmentSummary, Step, TimelineHistory, TimelineId, WalFileName, summarise_segment,
+    BackupHistory, BackupLabel, ControlFile, DecoderConfig, Lsn, Major, SegmentName,
+    SegmentScanner, SegmentSize, SegmentSummary, Step, TimelineHistory, TimelineId, WalFileName,
+    summarise_segment,
 };
 use waldump::{Line, civil, controldata, line_of, waldump, waldump_file};
 
@@ -58,11 +55,16 @@ fn postgresql_18_with_segments_of_16_mib() {
     check_major(18, 16, true);
 }
 
+/// Prints a line that the test harness does not swallow.
+fn say(line: &str) {
+    writeln!(std::io::stderr(), "{line}").expect("stderr");
+}
+
 fn check_major(major: u32, segment_mib: u32, whole: bool) {
     let bin = match server::binaries(major) {
         Ok(bin) => bin,
         Err(why) => {
-            println!("NOT RUN: {why}");
+            say(&format!("NOT RUN: PostgreSQL {major}: {why}"));
             return;
         }
     };
@@ -88,9 +90,10 @@ fn check_major(major: u32, segment_mib: u32, whole: bool) {
         check_damage(&server, config, &segments, if whole { 8 } else { 3 });
     }
     check_history(&server);
-    println!(
+    check_backup_label(&server);
+    say(&format!(
         "PostgreSQL {major}, segments of {segment_mib} MiB: {records} records compared; of the kinds read: {kinds:?}"
-    );
+    ));
     for name in [
         "COMMIT",
         "ABORT",
@@ -102,6 +105,7 @@ fn check_major(major: u32, segment_mib: u32, whole: bool) {
         "CHECKPOINT_SHUTDOWN",
         "SWITCH",
         "PARAMETER_CHANGE",
+        "BACKUP_END",
     ] {
         assert!(kinds.contains_key(name), "the workload made no {name}");
     }
@@ -457,4 +461,40 @@ fn check_history(server: &Server) {
     assert_eq!(history.encode(), bytes);
     assert_eq!(history.parent(), Some(TimelineId::FIRST));
     assert!(history.switch_point(TimelineId::FIRST).unwrap().is_valid());
+}
+
+/// What a base backup says of itself, against its history file and the control file it carries.
+fn check_backup_label(server: &Server) {
+    let text = fs::read_to_string(server.scratch().join("base/backup_label")).unwrap();
+    let label = BackupLabel::parse(text.as_bytes()).unwrap();
+    assert_eq!(label.encode(), text);
+    assert_eq!(
+        (label.label.as_str(), label.from_standby),
+        ("nightly: 100 % 'x'", false)
+    );
+    let control = fs::read(server.scratch().join("base/global/pg_control")).unwrap();
+    let control = ControlFile::parse(&control).unwrap();
+    assert_eq!(
+        (label.start, label.checkpoint),
+        (control.checkpoint.redo, control.checkpoint_lsn)
+    );
+    assert_eq!(label.start_timeline, control.checkpoint.timeline);
+    let is_history = |path: &PathBuf| {
+        path.extension()
+            .is_some_and(|extension| extension == "backup")
+    };
+    let wal = fs::read_dir(server.data().join("pg_wal")).unwrap();
+    let path = wal
+        .map(|entry| entry.unwrap().path())
+        .find(is_history)
+        .expect("backup history file");
+    let text = fs::read_to_string(&path).unwrap();
+    let history = BackupHistory::parse(text.as_bytes()).unwrap();
+    assert_eq!(history.encode(), text);
+    assert_eq!(history.label.start, label.start);
+    assert!(history.stop > label.start);
+    let segment_size = control.wal_segment_size;
+    let name = path.file_name().unwrap().to_str().unwrap().parse();
+    let (segment, offset) = (label.start_segment, segment_size.offset(label.start));
+    assert_eq!(name, Ok(WalFileName::BackupHistory { segment, offset }));
 }

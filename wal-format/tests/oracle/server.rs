@@ -150,6 +150,15 @@ impl Server {
         self.run(command);
     }
 
+    /// Takes a base backup into the scratch folder.
+    pub(crate) fn base_backup(&self, label: &str) {
+        let mut command = self.client("pg_basebackup");
+        command
+            .args(["-c", "fast", "-X", "none", "-l", label, "-D"])
+            .arg(self.scratch().join("base"));
+        self.run(command);
+    }
+
     pub(crate) fn sql(&self, sql: &str) {
         let path = self.folder.path().join("script.sql");
         fs::write(&path, sql).expect("script");

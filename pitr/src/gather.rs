@@ -1,0 +1,254 @@
+//! Reads from a repository what a plan is made from: listing, history files, backup descriptors, and WAL as the search asks for it.
+//!
+//! Owns the order of those requests. Decides nothing: see `plan.rs` and `search.rs`.
+
+use crate::error::{Error, Result};
+use crate::plan::{BackupFacts, Piece, PieceSource, RecoveryPlan, WalPath, choose_timeline};
+use crate::search::{PieceBytes, PlanRequest, WalSource, plan_recovery};
+use crate::segment_source::SegmentSource;
+use crate::target::RecoveryGoal;
+use crate::window::Window;
+use futures_util::StreamExt;
+use repository::Repository;
+use repository::backup::BackupDescriptor;
+use repository::catalog::Catalog;
+use repository::descriptor::WalDescriptor;
+use repository::key::{BackupLabel, ClusterId};
+use repository::sealed::OpenPolicy;
+use repository::wal::lineage;
+use std::collections::BTreeMap;
+use wal_format::{DecoderConfig, HistoryEntry, Major, TimelineHistory, TimelineId};
+
+/// Descriptors of backups asked for at the same time.
+const BACKUPS_IN_FLIGHT: usize = 8;
+
+/// Everything a plan is made from.
+pub struct PlanMaterial {
+    /// Names of everything stored.
+    pub catalog: Catalog,
+    /// The way through WAL.
+    pub path: WalPath,
+    /// What the plan needs of each backup.
+    pub backups: Vec<BackupFacts>,
+    /// The descriptor of each backup.
+    pub descriptors: BTreeMap<BackupLabel, BackupDescriptor>,
+    /// Fetches WAL.
+    pub segments: SegmentSource,
+    decoder: DecoderConfig,
+}
+
+impl PlanMaterial {
+    /// Reads what is stored of a cluster, for the timeline asked for or the newest one.
+    ///
+    /// # Errors
+    /// `NotFound`: no such cluster, or not that timeline. `Corrupt`: a history file is missing or contradicts itself, a backup descriptor
+    /// does. Others from the repository.
+    pub async fn gather(
+        repository: &Repository,
+        policy: &OpenPolicy,
+        cluster: ClusterId,
+        timeline: Option<TimelineId>,
+    ) -> Result<Self> {
+        let Some(document) = repository.fetch_cluster(cluster).await? else {
+            return Err(Error::Unreachable {
+                what: format!("cluster {cluster}"),
+                reason: "it is not in this repository".into(),
+                window: Window::default(),
+            });
+        };
+        let size = document.segment_size()?;
+        let segments = SegmentSource {
+            repository: repository.clone(),
+            policy: policy.clone(),
+            cluster,
+            size,
+        };
+        let catalog = repository.list(cluster).await?;
+        let timeline = choose_timeline(&catalog, timeline)?;
+        let path = fetch_path(&segments, &catalog, timeline).await?;
+        let labels: Vec<BackupLabel> = catalog.complete_backups().cloned().collect();
+        let mut fetched = futures_util::stream::iter(labels.into_iter().map(|label| async {
+            let descriptor = repository.fetch_backup(cluster, &label).await?;
+            Ok::<_, Error>((label, descriptor))
+        }))
+        .buffered(BACKUPS_IN_FLIGHT);
+        let mut descriptors = BTreeMap::new();
+        let mut backups = Vec::new();
+        let mut major = None;
+        while let Some(found) = fetched.next().await {
+            let (label, descriptor) = found?;
+            backups.push(BackupFacts::from_descriptor(&descriptor)?);
+            major = Some(descriptor.pg_version);
+            descriptors.insert(label, descriptor);
+        }
+        drop(fetched);
+        let decoder = DecoderConfig {
+            segment_size: size,
+            system_identifier: Some(cluster.system_identifier),
+            major: major.and_then(|major| Major::from_number(u32::from(major))),
+        };
+        Ok(Self {
+            catalog,
+            path,
+            backups,
+            descriptors,
+            segments,
+            decoder,
+        })
+    }
+
+    /// Makes the plan for a target, from the backup named or the best one.
+    ///
+    /// # Errors
+    /// As [`plan_recovery`].
+    pub async fn plan(
+        &self,
+        goal: &RecoveryGoal,
+        backup: Option<&BackupLabel>,
+    ) -> Result<RecoveryPlan> {
+        let request = PlanRequest {
+            catalog: &self.catalog,
+            path: &self.path,
+            backups: &self.backups,
+            goal,
+            backup,
+            decoder: self.decoder,
+        };
+        plan_recovery(self, request).await
+    }
+}
+
+impl WalSource for PlanMaterial {
+    async fn descriptor(&self, piece: &Piece) -> Result<WalDescriptor> {
+        let key = piece.key(self.segments.cluster);
+        let descriptor = self
+            .segments
+            .repository
+            .fetch_descriptor(&key)
+            .await
+            .map_err(|error| listed(error, &key.to_string()))?;
+        descriptor.wal.ok_or_else(|| Error::Integrity {
+            object: key.to_string(),
+            reason: "its descriptor says nothing of WAL".into(),
+        })
+    }
+
+    async fn bytes(&self, piece: &Piece) -> Result<PieceBytes> {
+        let lineage = self
+            .path
+            .lineages
+            .get(&piece.name.timeline)
+            .map(String::as_str)
+            .unwrap_or_default();
+        let gone = || Error::Missing {
+            object: piece.name.to_string(),
+            reason: "it was listed a moment ago".into(),
+        };
+        match &piece.source {
+            PieceSource::Sealed => {
+                let bytes = self
+                    .segments
+                    .fetch_sealed(piece.name, lineage)
+                    .await?
+                    .ok_or_else(gone)?;
+                Ok(PieceBytes {
+                    bytes,
+                    length: self.segments.size.bytes(),
+                    may_end_torn: false,
+                })
+            }
+            PieceSource::Open { partials, .. } => {
+                let objects = self
+                    .catalog
+                    .timelines
+                    .get(&piece.name.timeline)
+                    .ok_or_else(gone)?;
+                let found = self
+                    .segments
+                    .fetch_incomplete(piece.name, objects, lineage)
+                    .await?
+                    .ok_or_else(gone)?;
+                Ok(PieceBytes {
+                    bytes: found.bytes,
+                    length: found.length,
+                    may_end_torn: !partials.is_empty(),
+                })
+            }
+        }
+    }
+}
+
+/// A timeline and its ancestors, with the lineage of each from its own stored history file.
+async fn fetch_path(
+    segments: &SegmentSource,
+    catalog: &Catalog,
+    timeline: TimelineId,
+) -> Result<WalPath> {
+    let (history, bytes) = match timeline {
+        TimelineId::FIRST => (TimelineHistory::first(), None),
+        _ => {
+            let (bytes, history) = segments
+                .fetch_history(timeline)
+                .await?
+                .ok_or_else(|| missing_history(timeline))?;
+            (history, Some(bytes))
+        }
+    };
+    let mut lineages = BTreeMap::from([(timeline, lineage(bytes.as_deref()))]);
+    for (index, entry) in history.entries().iter().enumerate() {
+        let ancestor = entry.timeline;
+        if ancestor == TimelineId::FIRST {
+            lineages.insert(ancestor, lineage(None));
+            continue;
+        }
+        match segments.fetch_history(ancestor).await? {
+            Some((bytes, own)) => {
+                let before = history.entries().get(..index).unwrap_or_default();
+                let places = |entries: &[HistoryEntry]| -> Vec<_> {
+                    entries
+                        .iter()
+                        .map(|entry| (entry.timeline, entry.switch_point))
+                        .collect()
+                };
+                if places(own.entries()) != places(before) {
+                    return Err(Error::Integrity {
+                        object: format!("{:08X}.history", timeline.get()),
+                        reason: format!(
+                            "gives timeline {ancestor} another past than its own history file"
+                        ),
+                    });
+                }
+                lineages.insert(ancestor, lineage(Some(&bytes)));
+            }
+            // Archiving may have begun on a later timeline; then nothing of this one is needed either.
+            None if catalog
+                .timelines
+                .get(&ancestor)
+                .is_none_or(|objects| objects.segments.is_empty()) => {}
+            None => return Err(missing_history(ancestor)),
+        }
+    }
+    Ok(WalPath {
+        history,
+        lineages,
+        segment_size: segments.size,
+    })
+}
+
+fn missing_history(timeline: TimelineId) -> Error {
+    Error::Missing {
+        object: format!("{:08X}.history", timeline.get()),
+        reason: format!("WAL of timeline {timeline} is stored"),
+    }
+}
+
+/// What was listed and is gone is missing, and no unknown target.
+fn listed(error: repository::Error, object: &str) -> Error {
+    match error.class() {
+        repository::ErrorClass::NotFound => Error::Missing {
+            object: object.to_owned(),
+            reason: "it was listed a moment ago".into(),
+        },
+        _ => error.into(),
+    }
+}

@@ -1,0 +1,494 @@
+//! Lays a backup out in a data directory: fetches parts in parallel, writes them durably, checks every file against PostgreSQL's
+//! manifest, writes `pg_control` last.
+//!
+//! Owns the order of those steps, resuming an interrupted restore, and the refusal of anything the manifest does not list. Which backup is the
+//! plan's decision, settings are `recovery_conf.rs`, starting is `postgres.rs`.
+//!
+//! `backup.json` is only a hint here: start, stop and files come from the sealed manifest, the timeline from the sealed `backup_label`.
+//! Without `pg_control` the server refuses to start, so a restore that was cut short never looks like a finished one.
+
+use crate::data_directory::{DataDirectory, Occupancy};
+use crate::error::{Error, Result};
+use crate::layout::{Layout, Root};
+use crate::manifest::{Manifest, crc32c};
+use crate::postgres::Owner;
+use crate::recovery_conf::RecoverySetup;
+use crate::tablespaces::{
+    TABLESPACE_MAP, Tablespace, encode_tablespace_map, map_tablespaces, parse_tablespace_map,
+};
+use crate::tar_slice::{Slice, SliceContent, read_part};
+use futures_util::StreamExt;
+use repository::backup::{BackupDescriptor, PART_BYTES, PartDescriptor};
+use repository::key::{Archive, BackupLabel, BackupObject, ClusterId, ObjectKey};
+use repository::sealed::OpenPolicy;
+use repository::{Repository, durable};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use wal_format::{BackupLabel as BackupLabelFile, ControlFile};
+
+/// Folder of our own files, relative to the data directory. The server leaves unknown folders in `pg_wal` alone.
+pub const OWN_FOLDER: &str = "pg_wal/walden";
+/// What a restore leaves while it works, relative to the data directory.
+pub const STATE_FILE: &str = "pg_wal/walden/restoring.json";
+/// The file whose absence keeps the server from starting.
+pub const PG_CONTROL: &str = "global/pg_control";
+
+/// Parts fetched and written at the same time; each takes up to 32 MiB plain and as much stored.
+const PARTS_IN_FLIGHT: usize = 3;
+/// Largest manifest that is read: some ten million files.
+const MAX_MANIFEST_BYTES: u64 = 2 << 30;
+
+/// What to lay out, and where.
+#[derive(Clone)]
+pub struct RestoreJob {
+    /// Where the backup is.
+    pub repository: Repository,
+    /// How it is opened.
+    pub policy: OpenPolicy,
+    /// Whose it is.
+    pub cluster: ClusterId,
+    /// Its label.
+    pub label: BackupLabel,
+    /// Its descriptor.
+    pub backup: BackupDescriptor,
+    /// The new data directory.
+    pub data: DataDirectory,
+    /// Tablespaces to move: location on the source, new location.
+    pub mappings: Vec<(String, String)>,
+    /// Who is to own the files; `None` is the current user.
+    pub owner: Option<Owner>,
+}
+
+/// How far a layout is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RestoreProgress {
+    /// Parts that are written, those of an earlier run included.
+    pub parts_done: usize,
+    /// All parts.
+    pub parts: usize,
+    /// Plain bytes of the parts that are written.
+    pub bytes_done: u64,
+    /// Plain bytes of all parts.
+    pub bytes: u64,
+}
+
+/// A data directory in which only `pg_control` and the settings are missing.
+pub struct LaidOut {
+    data: DataDirectory,
+    owner: Option<Owner>,
+    control: Vec<u8>,
+    /// What the backup's `pg_control` says.
+    pub control_file: ControlFile,
+    /// Where its tablespaces are now.
+    pub tablespaces: Vec<Tablespace>,
+    /// Files written and checked.
+    pub files: usize,
+    /// Whether an earlier, interrupted restore was continued.
+    pub resumed: bool,
+}
+
+/// What [`STATE_FILE`] says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct State {
+    format: u32,
+    cluster: String,
+    backup: String,
+    /// OID and location.
+    tablespaces: Vec<(u32, String)>,
+    /// Archive and number of the parts that are written.
+    parts: BTreeSet<(String, u32)>,
+}
+
+/// What is read before anything is written.
+struct Opening {
+    manifest: Manifest,
+    manifest_bytes: Vec<u8>,
+    map: Vec<Tablespace>,
+}
+
+/// Lays the backup out. Continues where an earlier run with the same backup and tablespaces was interrupted.
+///
+/// # Errors
+/// `Conflict`: the data directory or a tablespace's folder is in use. `Corrupt`: an object is missing, damaged, or not what the manifest lists.
+/// `Config`: a mapping that fits nothing, too little space. Others from the repository and the file system; run again, it continues.
+pub async fn lay_out(
+    job: &RestoreJob,
+    progress: &(dyn Fn(RestoreProgress) + Sync),
+) -> Result<LaidOut> {
+    let occupancy = job.data.check_free(STATE_FILE)?;
+    let opening = open_backup(job).await?;
+    let tablespaces = map_tablespaces(&opening.map, &job.mappings)?;
+    let mut state = begin(job, occupancy, &opening, &tablespaces)?;
+    let layout = Arc::new(Layout::new(
+        &job.data,
+        opening.manifest,
+        &tablespaces,
+        job.owner,
+    ));
+    layout.create_roots()?;
+
+    let parts = job.backup.parts.as_slice();
+    let mut done = RestoreProgress {
+        parts_done: 0,
+        parts: parts.len(),
+        bytes_done: 0,
+        bytes: parts.iter().map(|part| u64::from(part.plain_size)).sum(),
+    };
+    let (ready, left): (Vec<_>, Vec<_>) = parts
+        .iter()
+        .partition(|part| state.parts.contains(&part_id(part)));
+    for part in ready {
+        done.parts_done += 1;
+        done.bytes_done += u64::from(part.plain_size);
+    }
+    progress(done);
+    let mut written = futures_util::stream::iter(
+        left.into_iter()
+            .map(|part| restore_part(job, part, &layout)),
+    )
+    .buffer_unordered(PARTS_IN_FLIGHT);
+    while let Some(part) = written.next().await {
+        let (part, holds_control) = part?;
+        done.parts_done += 1;
+        done.bytes_done += u64::from(part.plain_size);
+        // The part with pg_control is fetched again by a run that continues: its bytes are kept in memory only.
+        if !holds_control {
+            state.parts.insert(part_id(part));
+            save_state(job, &state)?;
+        }
+        progress(done);
+    }
+    drop(written);
+    let finishing = Arc::clone(&layout);
+    let files = blocking(move || finishing.check_and_flush()).await?;
+    finish_layout(job, &layout, &tablespaces, &opening.manifest_bytes)?;
+    let control = layout.take_control().ok_or_else(|| Error::Missing {
+        object: PG_CONTROL.into(),
+        reason: "no part of the backup holds it".into(),
+    })?;
+    let control_file =
+        ControlFile::parse(&control).map_err(|error| integrity(PG_CONTROL, error.to_string()))?;
+    if control_file.system_identifier != job.cluster.system_identifier {
+        return Err(integrity(
+            PG_CONTROL,
+            format!("belongs to the cluster {}", control_file.system_identifier),
+        ));
+    }
+    Ok(LaidOut {
+        data: job.data.clone(),
+        owner: job.owner,
+        control,
+        control_file,
+        tablespaces,
+        files,
+        resumed: occupancy == Occupancy::Interrupted,
+    })
+}
+
+impl LaidOut {
+    /// Writes our own files (name below [`OWN_FOLDER`], content) and the settings, then `pg_control`: from here on the server can be started.
+    ///
+    /// # Errors
+    /// `Io`; run again, the restore continues.
+    pub fn finish(&self, setup: &RecoverySetup, own_files: &[(&str, &[u8])]) -> Result<()> {
+        let own = self.data.path().join(OWN_FOLDER);
+        for (name, content) in own_files {
+            let path = own.join(name);
+            durable::replace(&path, 0o600, content)?;
+            own_by(&path, self.owner)?;
+        }
+        self.data.apply(setup, self.owner)?;
+        let control = self.data.path().join(PG_CONTROL);
+        durable::replace(&control, 0o600, &self.control)?;
+        own_by(&control, self.owner)?;
+        durable::remove_file(&self.data.path().join(STATE_FILE))?;
+        Ok(())
+    }
+}
+
+/// Fetches the manifest and the first part, which holds `backup_label` and `tablespace_map`, and holds them against each other.
+async fn open_backup(job: &RestoreJob) -> Result<Opening> {
+    let object = |object| ObjectKey::Backup {
+        cluster: job.cluster,
+        label: job.label.clone(),
+        object,
+    };
+    let limit =
+        usize::try_from(job.backup.manifest_size.min(MAX_MANIFEST_BYTES)).unwrap_or(usize::MAX);
+    let manifest_key = object(BackupObject::Manifest);
+    let (_, manifest_bytes) = fetch(job, &manifest_key, limit).await?;
+    let manifest = Manifest::parse(&manifest_bytes)?;
+    let foreign = manifest
+        .system_identifier
+        .is_some_and(|found| found != job.cluster.system_identifier);
+    if foreign || (manifest.start.1, manifest.stop.1) != (job.backup.start_lsn, job.backup.stop_lsn)
+    {
+        return Err(integrity(
+            &manifest_key.to_string(),
+            "does not belong to what backup.json says".into(),
+        ));
+    }
+    let first = job
+        .backup
+        .parts
+        .iter()
+        .find(|part| part.archive == Archive::Base && part.part == 0);
+    let Some(first) = first else {
+        return Err(Error::Missing {
+            object: format!("backup {}: first part", job.backup.label),
+            reason: "backup.json does not list it".into(),
+        });
+    };
+    let (key, bytes) = fetch_part(job, first).await?;
+    let slices = read_part(&key, &bytes, None)?;
+    let label_bytes = small_file(&key, &bytes, &slices, "backup_label", &manifest)?;
+    let label_file = BackupLabelFile::parse(label_bytes)
+        .map_err(|error| integrity("backup_label", error.to_string()))?;
+    if label_file.start != manifest.start.1 || label_file.start_timeline != manifest.start.0 {
+        return Err(integrity(
+            "backup_label",
+            "starts elsewhere than the manifest says".into(),
+        ));
+    }
+    let map = match manifest.files.contains_key(TABLESPACE_MAP) {
+        true => parse_tablespace_map(small_file(
+            &key,
+            &bytes,
+            &slices,
+            TABLESPACE_MAP,
+            &manifest,
+        )?)?,
+        false => Vec::new(),
+    };
+    Ok(Opening {
+        manifest,
+        manifest_bytes,
+        map,
+    })
+}
+
+/// A file that lies whole in a part, checked against the manifest.
+fn small_file<'a>(
+    key: &str,
+    part: &'a [u8],
+    slices: &[Slice],
+    name: &str,
+    manifest: &Manifest,
+) -> Result<&'a [u8]> {
+    let found = slices
+        .iter()
+        .find(|slice| slice.path == name)
+        .and_then(|slice| match &slice.content {
+            SliceContent::Piece {
+                offset: 0,
+                bytes,
+                size,
+            } => part
+                .get(bytes.clone())
+                .filter(|bytes| bytes.len() as u64 == *size),
+            _ => None,
+        });
+    let bytes = found.ok_or_else(|| integrity(key, format!("does not hold the whole {name}")))?;
+    let facts = manifest.files.get(name);
+    let fits = facts.is_some_and(|facts| {
+        facts.size == bytes.len() as u64 && facts.crc32c.is_none_or(|crc| crc == crc32c(bytes))
+    });
+    match fits {
+        true => Ok(bytes),
+        false => Err(integrity(
+            name,
+            "is not the file that the manifest lists".into(),
+        )),
+    }
+}
+
+/// Makes sure that there is room, and leaves the mark by which a later run knows its own.
+fn begin(
+    job: &RestoreJob,
+    occupancy: Occupancy,
+    opening: &Opening,
+    tablespaces: &[Tablespace],
+) -> Result<State> {
+    let fresh = State {
+        format: 1,
+        cluster: job.cluster.to_string(),
+        backup: job.backup.label.clone(),
+        tablespaces: tablespaces
+            .iter()
+            .map(|tablespace| (tablespace.oid, tablespace.location.clone()))
+            .collect(),
+        parts: BTreeSet::new(),
+    };
+    let refuse = |reason: &str| Error::DataDirectory {
+        path: job.data.path().to_owned(),
+        reason: reason.into(),
+    };
+    if occupancy == Occupancy::Interrupted {
+        let bytes =
+            std::fs::read(job.data.path().join(STATE_FILE)).map_err(|source| Error::Io {
+                action: "read",
+                path: job.data.path().join(STATE_FILE),
+                source,
+            })?;
+        let found: State = serde_json::from_slice(&bytes).map_err(|_| {
+            refuse("an interrupted restore left a state that cannot be read: empty the folder")
+        })?;
+        let same = (
+            found.format,
+            &found.cluster,
+            &found.backup,
+            &found.tablespaces,
+        ) == (1, &fresh.cluster, &fresh.backup, &fresh.tablespaces);
+        if !same {
+            return Err(refuse(&format!(
+                "a restore of backup {} was interrupted here: finish that one, or empty the folder",
+                found.backup
+            )));
+        }
+        // The server takes backup_label away when it starts: from then on these are no longer the backup's files.
+        let has = |name: &str| job.data.path().join(name).exists();
+        if has(PG_CONTROL) && !has("backup_label") {
+            return Err(refuse(
+                "its restore was finished and a server has run in it",
+            ));
+        }
+        return Ok(found);
+    }
+    for root in Root::all(&job.data, tablespaces) {
+        root.check_room(&opening.manifest)?;
+    }
+    create_root(job.data.path(), job.owner)?;
+    for folder in ["pg_wal", OWN_FOLDER] {
+        let path = job.data.path().join(folder);
+        if durable::create_dir(&path, 0o700)? == durable::Written::Created {
+            own_by(&path, job.owner)?;
+        }
+    }
+    save_state(job, &fresh)?;
+    Ok(fresh)
+}
+
+fn save_state(job: &RestoreJob, state: &State) -> Result<()> {
+    let json =
+        serde_json::to_vec(state).map_err(|error| integrity(STATE_FILE, error.to_string()))?;
+    durable::replace(&job.data.path().join(STATE_FILE), 0o600, &json)?;
+    Ok(())
+}
+
+/// Fetches and writes one part; says whether it holds `pg_control`.
+async fn restore_part<'p>(
+    job: &RestoreJob,
+    part: &'p PartDescriptor,
+    layout: &Arc<Layout>,
+) -> Result<(&'p PartDescriptor, bool)> {
+    let (key, bytes) = fetch_part(job, part).await?;
+    let layout = Arc::clone(layout);
+    let (archive, continued) = (part.archive, part.continued.clone());
+    let holds_control = blocking(move || {
+        let slices = read_part(&key, &bytes, continued.as_ref())?;
+        let mut holds_control = false;
+        for slice in &slices {
+            holds_control |= layout.write(archive, slice, &bytes)?;
+        }
+        Ok(holds_control)
+    })
+    .await?;
+    Ok((part, holds_control))
+}
+
+async fn fetch_part(job: &RestoreJob, part: &PartDescriptor) -> Result<(String, Vec<u8>)> {
+    let key = ObjectKey::Backup {
+        cluster: job.cluster,
+        label: job.label.clone(),
+        object: BackupObject::Part {
+            archive: part.archive,
+            part: part.part,
+        },
+    };
+    let (name, bytes) = fetch(job, &key, PART_BYTES).await?;
+    if bytes.len() as u64 != u64::from(part.plain_size) {
+        return Err(integrity(
+            &name,
+            format!(
+                "holds {} bytes, backup.json says {}",
+                bytes.len(),
+                part.plain_size
+            ),
+        ));
+    }
+    Ok((name, bytes))
+}
+
+async fn fetch(job: &RestoreJob, key: &ObjectKey, limit: usize) -> Result<(String, Vec<u8>)> {
+    match job.repository.fetch(key, &job.policy, limit).await {
+        Ok((_, bytes)) => Ok((key.to_string(), bytes)),
+        Err(error) if error.class() == repository::ErrorClass::NotFound => Err(Error::Missing {
+            object: key.to_string(),
+            reason: "the backup is not whole without it".into(),
+        }),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Links, the map and the manifest: what is not a file of the backup's parts, or differs from it.
+fn finish_layout(
+    job: &RestoreJob,
+    layout: &Layout,
+    tablespaces: &[Tablespace],
+    manifest: &[u8],
+) -> Result<()> {
+    layout.link_tablespaces(tablespaces)?;
+    let mut files = vec![("backup_manifest", manifest.to_vec())];
+    if !job.mappings.is_empty() {
+        // The server makes the links again from this file, so it must say the new places.
+        files.push((
+            TABLESPACE_MAP,
+            encode_tablespace_map(tablespaces).into_bytes(),
+        ));
+    }
+    for (name, content) in files {
+        let path = job.data.path().join(name);
+        durable::replace(&path, 0o600, &content)?;
+        own_by(&path, job.owner)?;
+    }
+    Ok(())
+}
+
+fn part_id(part: &PartDescriptor) -> (String, u32) {
+    (part.archive.to_string(), part.part)
+}
+
+/// Makes a folder that the server's user alone can enter, and its parents so that this user can reach it.
+pub(crate) fn create_root(path: &std::path::Path, owner: Option<Owner>) -> Result<()> {
+    if let Some(parent) = path.parent() {
+        durable::create_dir_chain(parent, 0o755)?;
+    }
+    // One that is there already was empty, or is of our earlier run.
+    let _either = durable::create_dir(path, 0o700)?;
+    durable::set_mode(path, 0o700)?;
+    own_by(path, owner)
+}
+
+pub(crate) fn own_by(path: &std::path::Path, owner: Option<Owner>) -> Result<()> {
+    if let Some(owner) = owner {
+        durable::set_owner(path, owner.user, owner.group)?;
+    }
+    Ok(())
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
+}
+
+fn integrity(object: &str, reason: String) -> Error {
+    Error::Integrity {
+        object: object.to_owned(),
+        reason,
+    }
+}

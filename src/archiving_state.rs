@@ -1,0 +1,483 @@
+//! How far archiving is: what the server says, what the repository holds, and what follows from the two. For `status`.
+//!
+//! Asking either side is separate, so that each can be down alone; [`judge`] is pure and tells apart which one is, and whether
+//! nothing archives although both are up.
+
+use std::time::Duration;
+
+use archiver::replication::{
+    Connection, ConnectionInfo, Deadlines, Mode, SlotStatus, SystemIdentity, WalStatus,
+};
+use archiver::upload::error_text;
+use jiff::Timestamp;
+use repository::Repository;
+use repository::cluster::ClusterDocument;
+use repository::key::ObjectKey;
+use serde::Serialize;
+use wal_format::{Lsn, SegmentSize, TimelineId};
+
+use crate::exit_code::ExitCode;
+use crate::gaps::{Gap, open_gaps};
+
+/// How long one answer of the server may take: a person waits.
+const PATIENCE: Deadlines = Deadlines {
+    connect: Duration::from_secs(5),
+    reply: Duration::from_secs(15),
+    ..Deadlines::DEFAULT
+};
+/// A server whose WAL is stored this far behind is worth a word.
+const MAX_LAG_SEGMENTS: u64 = 16;
+
+/// What the server says.
+#[derive(Debug, Clone)]
+pub(crate) struct ServerState {
+    /// Who it is and where its WAL ends.
+    pub(crate) identity: SystemIdentity,
+    /// Full version.
+    pub(crate) version: Option<String>,
+    /// It is a standby.
+    pub(crate) is_standby: bool,
+    /// Its clock.
+    pub(crate) now: Timestamp,
+    /// Our slot; `None`: there is none.
+    pub(crate) slot: Option<SlotStatus>,
+    /// What the connection that uses the slot reported: written and flushed up to.
+    pub(crate) received: Option<(Lsn, Lsn)>,
+    /// `archive_command` or `archive_library` is Walden's, and its archiver process works.
+    pub(crate) hook: Hook,
+}
+
+/// The other way to archive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Hook {
+    /// `archive_mode` is off, or archives elsewhere.
+    Unused,
+    /// It archives with Walden.
+    Working,
+    /// Its last call failed.
+    Failing,
+}
+
+/// What the repository holds.
+#[derive(Debug, Clone)]
+pub(crate) struct StoredState {
+    /// The segment size.
+    pub(crate) size: SegmentSize,
+    /// Where the WAL of each timeline ends, newest timeline last.
+    pub(crate) ends: Vec<(TimelineId, Lsn)>,
+    /// Newest transaction near that end.
+    pub(crate) newest_transaction: Option<Timestamp>,
+    /// Open gaps.
+    pub(crate) gaps: Vec<Gap>,
+    /// Newest backup and when it ended.
+    pub(crate) last_backup: Option<(String, Timestamp)>,
+}
+
+/// Something that is wrong, and with which side.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Problem {
+    /// `server`, `archiver` (walden run or the hook), `repository`, `gap`, `backup`.
+    pub(crate) side: &'static str,
+    /// What.
+    pub(crate) what: String,
+    #[serde(skip)]
+    pub(crate) code: ExitCode,
+}
+
+/// Asks the server.
+///
+/// # Errors
+/// It cannot be reached, or does not let us in.
+pub(crate) async fn ask_server(info: &ConnectionInfo, slot: &str) -> archiver::Result<ServerState> {
+    let mut replication =
+        Connection::connect_with(info, Mode::PhysicalReplication, PATIENCE).await?;
+    let identity = replication.identify_system().await?;
+    replication.close().await?;
+    let mut info = info.clone();
+    info.database.get_or_insert_with(|| "postgres".to_owned());
+    let mut sql = Connection::connect_with(&info, Mode::Sql, PATIENCE).await?;
+    let status = sql.slot_status(slot).await?;
+    let answer = sql
+        .simple_query(
+            "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint AS now, \
+             current_setting('archive_mode') AS archive_mode, current_setting('archive_command') AS archive_command, \
+             current_setting('archive_library', true) AS archive_library, \
+             coalesce(last_failed_time > coalesce(last_archived_time, '-infinity'), false) AS failing \
+             FROM pg_catalog.pg_stat_archiver",
+        )
+        .await?;
+    let command = format!(
+        "{}{}",
+        answer.text(0, "archive_command").unwrap_or_default(),
+        answer.text(0, "archive_library").unwrap_or_default()
+    );
+    let is_standby = sql.parameter("in_hot_standby") == Some("on");
+    let archives = match answer.text(0, "archive_mode") {
+        Some("always") => true,
+        Some("on") => !is_standby,
+        _ => false,
+    };
+    let hook = match archives && command.contains("walden") {
+        false => Hook::Unused,
+        true if answer.text(0, "failing") == Some("t") => Hook::Failing,
+        true => Hook::Working,
+    };
+    let now = answer
+        .text(0, "now")
+        .and_then(|text| text.parse().ok())
+        .and_then(|micros| Timestamp::from_microsecond(micros).ok());
+    let received = match status.as_ref().and_then(|slot| slot.active_pid) {
+        None => None,
+        Some(pid) => {
+            let query = format!(
+                "SELECT write_lsn, flush_lsn FROM pg_catalog.pg_stat_replication WHERE pid = {pid}"
+            );
+            let answer = sql.simple_query(&query).await?;
+            let lsn = |column: &str| answer.text(0, column).and_then(|text| text.parse().ok());
+            lsn("write_lsn").zip(lsn("flush_lsn"))
+        }
+    };
+    let version = sql
+        .parameter("server_version")
+        .and_then(|text| text.split_whitespace().next())
+        .map(str::to_owned);
+    Ok(ServerState {
+        identity,
+        version,
+        is_standby,
+        now: now.unwrap_or_else(Timestamp::now),
+        slot: status,
+        received,
+        hook,
+    })
+}
+
+/// Asks the repository.
+///
+/// # Errors
+/// As the store's.
+pub(crate) async fn ask_repository(
+    repository: &Repository,
+    cluster: &ClusterDocument,
+) -> repository::Result<StoredState> {
+    let size = cluster.segment_size()?;
+    let catalog = repository.list(cluster.id()).await?;
+    let ends: Vec<(TimelineId, Lsn)> = catalog
+        .timelines
+        .keys()
+        .filter_map(|timeline| Some((*timeline, catalog.wal_end(*timeline, size)?)))
+        .collect();
+    let mut newest_transaction = None;
+    if let Some((_, objects)) = catalog.timelines.iter().next_back() {
+        // The newest tail chunks, else the newest segment.
+        let tails = objects.tails.iter().next_back().into_iter();
+        let tails = tails.flat_map(|(name, chunks)| chunks.iter().map(|chunk| (*name, *chunk)));
+        let mut keys: Vec<ObjectKey> = tails
+            .map(|(name, chunk)| ObjectKey::Tail {
+                cluster: cluster.id(),
+                name,
+                from: chunk.from,
+                to: chunk.to,
+                writer: chunk.writer,
+            })
+            .collect();
+        keys.extend(
+            objects
+                .segments
+                .keys()
+                .next_back()
+                .map(|name| ObjectKey::Segment {
+                    cluster: cluster.id(),
+                    name: *name,
+                }),
+        );
+        for key in keys {
+            match repository.fetch_descriptor(&key).await {
+                Ok(described) => {
+                    newest_transaction =
+                        newest_transaction.max(described.wal.and_then(|wal| wal.time_max));
+                }
+                // A tail chunk may be tidied away meanwhile.
+                Err(error) if error.class() == repository::ErrorClass::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    let last_backup = match catalog.complete_backups().next_back() {
+        None => None,
+        Some(label) => {
+            let backup = repository.fetch_backup(cluster.id(), label).await?;
+            Some((backup.label, backup.stopped))
+        }
+    };
+    Ok(StoredState {
+        size,
+        ends,
+        newest_transaction,
+        gaps: open_gaps(&catalog, size),
+        last_backup,
+    })
+}
+
+impl StoredState {
+    /// Where what is stored of the server's own WAL ends: on its timeline, else (nothing of it is stored yet) on the one before.
+    pub(crate) fn end_for(&self, timeline: TimelineId) -> Option<Lsn> {
+        let before = self.ends.iter().rev().find(|(known, _)| *known <= timeline);
+        before.map(|(_, end)| *end)
+    }
+}
+
+/// Bytes of the server's WAL that are not stored.
+pub(crate) fn lag_bytes(server: &ServerState, stored: &StoredState) -> Option<u64> {
+    let end = stored.end_for(server.identity.timeline)?;
+    Some(server.identity.flush_lsn.distance_from(end).unwrap_or(0))
+}
+
+/// How old the newest stored transaction is, where something later is not stored; at most so much would be lost.
+pub(crate) fn lag_seconds(server: &ServerState, stored: &StoredState) -> Option<f64> {
+    if lag_bytes(server, stored)? == 0 {
+        return Some(0.0);
+    }
+    let age = server.now.duration_since(stored.newest_transaction?);
+    Some(age.as_secs_f64().max(0.0))
+}
+
+/// What is wrong. Either side may be missing, with the reason why.
+pub(crate) fn judge(
+    server: Result<&ServerState, String>,
+    stored: Result<&StoredState, String>,
+    expected_identifier: u64,
+    slot: &str,
+) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    let mut add = |side, code, what: String| problems.push(Problem { side, what, code });
+    match &server {
+        Err(why) => add(
+            "server",
+            ExitCode::Failed,
+            format!("the server cannot be asked: {why}"),
+        ),
+        Ok(server) => {
+            let found = server.identity.system_identifier;
+            if found != expected_identifier {
+                add(
+                    "server",
+                    ExitCode::Integrity,
+                    format!(
+                        "this is another server: its system identifier is {found}, the repository's cluster is {expected_identifier}"
+                    ),
+                );
+            }
+            judge_archiver(server, slot, &mut add);
+        }
+    }
+    match &stored {
+        Err(why) => add(
+            "repository",
+            ExitCode::Failed,
+            format!("the repository cannot be asked: {why}"),
+        ),
+        Ok(stored) => {
+            for gap in &stored.gaps {
+                add(
+                    "gap",
+                    ExitCode::Integrity,
+                    format!("{gap}; restores cannot cross it"),
+                );
+            }
+            if stored.last_backup.is_none() {
+                add(
+                    "backup",
+                    ExitCode::Warnings,
+                    "there is no base backup yet: WAL alone restores nothing".into(),
+                );
+            }
+        }
+    }
+    if let (Ok(server), Ok(stored)) = (&server, &stored) {
+        let lag = lag_bytes(server, stored);
+        let limit = MAX_LAG_SEGMENTS * u64::from(stored.size.bytes());
+        match lag {
+            None => add(
+                "archiver",
+                ExitCode::Warnings,
+                "nothing of this server's WAL is stored yet".into(),
+            ),
+            Some(lag) if lag > limit => add(
+                "archiver",
+                ExitCode::Warnings,
+                format!(
+                    "{} of WAL are not stored yet",
+                    crate::units::ByteSize::new(lag)
+                ),
+            ),
+            Some(_) => {}
+        }
+    }
+    problems
+}
+
+fn judge_archiver(
+    server: &ServerState,
+    slot: &str,
+    add: &mut impl FnMut(&'static str, ExitCode, String),
+) {
+    match server.hook {
+        Hook::Failing => add(
+            "archiver",
+            ExitCode::Warnings,
+            "archive_command fails: see the server's log".into(),
+        ),
+        Hook::Unused | Hook::Working => {}
+    }
+    let Some(status) = &server.slot else {
+        if server.hook == Hook::Unused {
+            add(
+                "archiver",
+                ExitCode::Warnings,
+                format!(
+                    "walden run is not running, and there is no slot {slot:?}: the server does not keep WAL for it"
+                ),
+            );
+        }
+        return;
+    };
+    match &status.wal_status {
+        Some(WalStatus::Lost) => add(
+            "server",
+            ExitCode::Integrity,
+            format!("the slot {slot:?} is lost: the server has removed WAL that was not stored"),
+        ),
+        Some(WalStatus::Unreserved) => add(
+            "server",
+            ExitCode::Warnings,
+            format!(
+                "the server is about to remove WAL that the slot {slot:?} still needs (max_slot_wal_keep_size)"
+            ),
+        ),
+        _ => {}
+    }
+    if !status.is_active && server.hook == Hook::Unused {
+        add(
+            "archiver",
+            ExitCode::Warnings,
+            format!(
+                "walden run is not running: nobody uses the slot {slot:?}, and the server keeps all WAL for it"
+            ),
+        );
+    }
+}
+
+/// The exit code that the worst problem asks for: a gap before an unanswered question before a warning.
+pub(crate) fn exit_code(problems: &[Problem]) -> ExitCode {
+    let has = |code: ExitCode| problems.iter().any(|problem| problem.code == code);
+    [ExitCode::Integrity, ExitCode::Failed, ExitCode::Warnings]
+        .into_iter()
+        .find(|code| has(*code))
+        .unwrap_or(ExitCode::Done)
+}
+
+/// A failure in one line.
+pub(crate) fn why(error: &(dyn std::error::Error + 'static)) -> String {
+    error_text(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn server(flush: u64) -> ServerState {
+        ServerState {
+            identity: SystemIdentity {
+                system_identifier: 7,
+                timeline: TimelineId::FIRST,
+                flush_lsn: Lsn::new(flush),
+                database: None,
+            },
+            version: None,
+            is_standby: false,
+            now: Timestamp::from_second(1000).unwrap(),
+            slot: Some(SlotStatus {
+                is_physical: true,
+                is_active: true,
+                active_pid: Some(1),
+                restart_lsn: Some(Lsn::new(flush)),
+                wal_status: Some(WalStatus::Reserved),
+                safe_wal_size: None,
+                invalidation_reason: None,
+            }),
+            received: None,
+            hook: Hook::Unused,
+        }
+    }
+
+    fn stored(end: u64) -> StoredState {
+        StoredState {
+            size: SegmentSize::MIN,
+            ends: vec![(TimelineId::FIRST, Lsn::new(end))],
+            newest_transaction: Timestamp::from_second(990).ok(),
+            gaps: Vec::new(),
+            last_backup: Some(("x".into(), Timestamp::UNIX_EPOCH)),
+        }
+    }
+
+    fn sides(
+        server: Result<&ServerState, String>,
+        stored: Result<&StoredState, String>,
+    ) -> Vec<(&'static str, u8)> {
+        let problems = judge(server, stored, 7, "walden");
+        problems
+            .iter()
+            .map(|problem| (problem.side, problem.code.status()))
+            .collect()
+    }
+
+    #[test]
+    fn which_side_is_down_is_told_apart() {
+        let (up, full) = (server(5 << 20), stored(5 << 20));
+        assert_eq!(sides(Ok(&up), Ok(&full)), []);
+        assert_eq!(sides(Err("x".into()), Ok(&full)), [("server", 1)]);
+        assert_eq!(sides(Ok(&up), Err("x".into())), [("repository", 1)]);
+        let mut idle = server(5 << 20);
+        idle.slot.as_mut().unwrap().is_active = false;
+        assert_eq!(sides(Ok(&idle), Ok(&full)), [("archiver", 3)]);
+        idle.hook = Hook::Working;
+        assert_eq!(sides(Ok(&idle), Ok(&full)), []);
+        idle.hook = Hook::Failing;
+        assert_eq!(sides(Ok(&idle), Ok(&full)), [("archiver", 3)]);
+        let without = ServerState {
+            slot: None,
+            ..server(5 << 20)
+        };
+        assert_eq!(sides(Ok(&without), Ok(&full)), [("archiver", 3)]);
+        let mut lost = server(5 << 20);
+        lost.slot.as_mut().unwrap().wal_status = Some(WalStatus::Lost);
+        assert_eq!(sides(Ok(&lost), Ok(&full)), [("server", 5)]);
+        let mut other = server(5 << 20);
+        other.identity.system_identifier = 8;
+        assert_eq!(sides(Ok(&other), Ok(&full)), [("server", 5)]);
+    }
+
+    #[test]
+    fn lag_and_missing_backups_are_warnings_and_gaps_are_not() {
+        let (ahead, behind) = (server(40 << 20), stored(5 << 20));
+        assert_eq!(sides(Ok(&ahead), Ok(&behind)), [("archiver", 3)]);
+        assert_eq!(lag_bytes(&ahead, &behind), Some(35 << 20));
+        assert_eq!(lag_seconds(&ahead, &behind), Some(10.0));
+        assert_eq!(lag_seconds(&server(5 << 20), &behind), Some(0.0));
+        let mut bare = stored(5 << 20);
+        bare.last_backup = None;
+        bare.gaps = vec![Gap {
+            timeline: 1,
+            from: "0/1".into(),
+            to: "0/2".into(),
+            recorded: true,
+        }];
+        let problems = judge(Ok(&server(5 << 20)), Ok(&bare), 7, "walden");
+        assert_eq!(problems.len(), 2);
+        assert_eq!(exit_code(&problems), ExitCode::Integrity);
+        assert_eq!(exit_code(&problems[1..]), ExitCode::Warnings);
+        assert_eq!(exit_code(&[]), ExitCode::Done);
+    }
+}

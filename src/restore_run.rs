@@ -1,0 +1,284 @@
+//! Carries a restore out: lays the backup out, writes settings and the hook's configuration, starts the server and watches it reach
+//! the target. Owns the order of these steps and what is said meanwhile; the steps are the `pitr` crate's.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use pitr::plan::RecoveryPlan;
+use pitr::postgres::{RecoveryEnd, RecoveryLimits, ServerCommand, find_server_binaries};
+use pitr::recovery_conf::{Action, RecoveryFacts, plan_recovery_setup};
+use pitr::restore::{LaidOut, OWN_FOLDER, RestoreJob, lay_out};
+use pitr::scope::SCOPE_FILE;
+use pitr::stop::minimums_of;
+use repository::identity::SecretReference;
+use serde_json::json;
+
+use crate::commands::Globals;
+use crate::config::{Config, Encryption};
+use crate::exit_code::ExitCode;
+use crate::open;
+use crate::probe::SqlProbe;
+use crate::units::{ByteSize, human_duration};
+
+/// The hook's configuration, in [`OWN_FOLDER`].
+const HOOK_CONFIG: &str = "restore.toml";
+/// The server's messages during recovery, in [`OWN_FOLDER`].
+const LOG_FILE: &str = "recovery.log";
+/// A recovery that does not move for so long, or takes so long in all, is given up waiting for; the server goes on.
+const LIMITS: RecoveryLimits = RecoveryLimits {
+    stall: Duration::from_secs(30 * 60),
+    total: Duration::from_secs(7 * 24 * 3600),
+};
+
+/// What to do.
+pub(crate) struct RestoreRequest<'a> {
+    /// What to lay out, and where.
+    pub(crate) job: RestoreJob,
+    /// Where replay stops.
+    pub(crate) plan: &'a RecoveryPlan,
+    /// The target in the user's words.
+    pub(crate) target: &'a str,
+    /// Where the repository is.
+    pub(crate) config: &'a Config,
+    /// What the server does at the target.
+    pub(crate) action: Action,
+    /// Whether to start the server.
+    pub(crate) start: bool,
+    /// Its port, if not the source's.
+    pub(crate) port: Option<u16>,
+    /// Where its programs are, if not where they are looked for.
+    pub(crate) bin_dir: Option<&'a Path>,
+}
+
+/// How long each phase took.
+struct Phases {
+    lay_out: Duration,
+    recovery: Option<RecoveryEnd>,
+}
+
+/// Restores. Everything that can be refused is refused before anything is written.
+pub(crate) async fn run(request: RestoreRequest<'_>, globals: &Globals) -> Result<ExitCode> {
+    let major = u32::from(request.job.backup.pg_version);
+    let data = request.job.data.clone();
+    let server = match request.start {
+        true => {
+            let server = ServerCommand {
+                binaries: find_server_binaries(major, request.bin_dir).await?,
+                data_directory: data.path().to_owned(),
+                log_file: data.path().join(OWN_FOLDER).join(LOG_FILE),
+                owner: request.job.owner,
+            };
+            server.check_user()?;
+            Some(server)
+        }
+        false => None,
+    };
+    let begun = Instant::now();
+    let progress = globals
+        .screen
+        .progress("restore", Some(request.job.backup.plain_size));
+    let seen = std::sync::atomic::AtomicU64::new(0);
+    let laid = lay_out(&request.job, &|now| {
+        let before = seen.swap(now.bytes_done, std::sync::atomic::Ordering::Relaxed);
+        progress.advance(now.bytes_done.saturating_sub(before));
+    })
+    .await
+    .with_context(|| {
+        format!(
+            "lay backup {} out in {}",
+            request.job.label,
+            data.path().display()
+        )
+    })?;
+    progress.finish();
+    let notes = finish(&request, &laid, major)?;
+    for note in &notes {
+        globals.screen.say(&format!("note: {note}"));
+    }
+    let lay_out = begun.elapsed();
+    let recovery = match server {
+        Some(server) => Some(recover(&request, &server, globals).await?),
+        None => None,
+    };
+    print(&request, &laid, &Phases { lay_out, recovery }, globals)?;
+    Ok(ExitCode::Done)
+}
+
+/// Writes the settings, the hook's configuration and the plan; `pg_control` last.
+fn finish(request: &RestoreRequest<'_>, laid: &LaidOut, major: u32) -> Result<Vec<String>> {
+    let control = &laid.control_file;
+    let backup = minimums_of(&control.parameters);
+    let program = std::env::current_exe().context("find this program's own path")?;
+    let own = request.job.data.path().join(OWN_FOLDER);
+    let text = |path: &Path| {
+        path.to_str()
+            .map(str::to_owned)
+            .context("a path is not UTF-8")
+    };
+    let hook_config = text(&own.join(HOOK_CONFIG))?;
+    let plan_file = text(&own.join(SCOPE_FILE))?;
+    let restored_from = format!(
+        "{} {} {}",
+        request.job.cluster, request.job.label, request.plan.stop.record
+    );
+    let facts = RecoveryFacts {
+        major,
+        stop: request.plan.stop.record,
+        timeline: request.plan.path.history.timeline(),
+        action: request.action,
+        minimums: request.plan.minimums.map_or(backup, |wal| wal.max(backup)),
+        restored_from: &restored_from,
+        program: &text(&program)?,
+        hook_config: &hook_config,
+        plan_file: &plan_file,
+        port: request.port,
+        listen_addresses: None,
+        socket_directory: None,
+        overrides: &[],
+    };
+    let setup = plan_recovery_setup(&facts, &request.job.data)?;
+    let config = hook_configuration(request.config)?.to_toml();
+    let scope = serde_json::to_vec_pretty(&request.plan.scope(request.job.cluster))?;
+    laid.finish(
+        &setup,
+        &[(HOOK_CONFIG, config.as_bytes()), (SCOPE_FILE, &scope)],
+    )?;
+    Ok(setup.notes)
+}
+
+/// The configuration with which the server's `archive-get` finds the repository: it runs in another folder, so files it names are
+/// named by absolute paths. References only, no secrets.
+fn hook_configuration(config: &Config) -> Result<Config> {
+    let mut config = config.clone();
+    if let Some(Encryption::Sealed {
+        identity: Some(SecretReference::File(path)),
+        ..
+    }) = &mut config.encryption
+    {
+        let absolute =
+            std::path::absolute(&*path).with_context(|| format!("make {path} absolute"))?;
+        *path = absolute
+            .to_str()
+            .context("the identity's path is not UTF-8")?
+            .to_owned();
+    }
+    Ok(config)
+}
+
+async fn recover(
+    request: &RestoreRequest<'_>,
+    server: &ServerCommand,
+    globals: &Globals,
+) -> Result<RecoveryEnd> {
+    let screen = &globals.screen;
+    screen.say("starting the server: it replays WAL up to the target");
+    let mut users = vec!["postgres".to_owned()];
+    users.extend(
+        open::connection_info(request.config)
+            .ok()
+            .map(|info| info.user),
+    );
+    users.extend(std::env::var("USER").ok());
+    users.dedup();
+    let mut running = server.start().context("start the restored server")?;
+    let (mut said, probe) = (Instant::now(), SqlProbe { users });
+    let end = running.watch_recovery(request.action, &probe, LIMITS, |lsn| {
+        if said.elapsed() >= Duration::from_secs(5) {
+            said = Instant::now();
+            screen.say(&format!("replayed up to {lsn}"));
+        }
+    });
+    end.await
+        .with_context(|| format!("recover in {}", request.job.data.path().display()))
+}
+
+fn print(
+    request: &RestoreRequest<'_>,
+    laid: &LaidOut,
+    phases: &Phases,
+    globals: &Globals,
+) -> Result<()> {
+    let data = request.job.data.path().display().to_string();
+    let end = phases.recovery.as_ref();
+    let address = end.and_then(|end| end.address.as_ref());
+    let folder = address.and_then(|address| address.socket_directory.as_deref());
+    let folder = folder.map(|folder| folder.display().to_string());
+    let port = address.map(|address| address.port);
+    let body = json!({
+        "data_directory": data,
+        "target": request.target,
+        "backup": request.job.label.as_str(),
+        "timeline": request.plan.path.history.timeline().get(),
+        "stop_record_lsn": request.plan.stop.record.to_string(),
+        "last_transaction": request.plan.newest_transaction.map(pitr::time::format_utc),
+        "files": laid.files,
+        "resumed": laid.resumed,
+        "lay_out_seconds": phases.lay_out.as_secs_f64(),
+        "recovery_seconds": end.map(|end| end.until_stop.as_secs_f64()),
+        "replayed_to": end.and_then(|end| end.replay_lsn).map(|lsn| lsn.to_string()),
+        "action": request.action.as_str(),
+        "started": phases.recovery.is_some(),
+        "socket_directory": folder,
+        "port": port,
+    });
+    globals.output.print("walden.restore", &body, || {
+        let mut lines = vec![format!(
+            "restored to {} in {data}: {} files, {} in {}",
+            request.target,
+            laid.files,
+            ByteSize::new(request.job.backup.plain_size),
+            human_duration(phases.lay_out)
+        )];
+        if let Some(end) = end {
+            let replayed = end
+                .replay_lsn
+                .map_or_else(String::new, |lsn| format!(" up to {lsn}"));
+            lines.push(format!(
+                "replayed WAL{replayed} in {}",
+                human_duration(end.until_stop)
+            ));
+        }
+        if let Some(time) = request.plan.newest_transaction {
+            lines.push(format!(
+                "last transaction: {}",
+                pitr::time::format_utc(time)
+            ));
+        }
+        lines.extend(next_steps(request, folder.as_deref(), port));
+        lines.join("\n") + "\n"
+    })
+}
+
+/// What to type next.
+fn next_steps(
+    request: &RestoreRequest<'_>,
+    folder: Option<&str>,
+    port: Option<u16>,
+) -> Vec<String> {
+    let data = request.job.data.path().display();
+    let psql = match (folder, port) {
+        (Some(folder), Some(port)) => format!("psql -h {folder} -p {port}"),
+        (None, Some(port)) => format!("psql -h localhost -p {port}"),
+        _ => "psql".to_owned(),
+    };
+    if !request.start {
+        return vec![format!(
+            "next: pg_ctl -D {data} start; the server replays WAL to the target and then does: {}",
+            request.action.as_str()
+        )];
+    }
+    match request.action {
+        Action::Pause => vec![
+            "the server is paused at the target, open for reading".to_owned(),
+            format!("  look:     {psql}"),
+            format!(
+                "  go live:  {psql} -c 'SELECT pg_wal_replay_resume()'   (or restore again to another target)"
+            ),
+        ],
+        Action::Promote => vec![format!("the server is open for writing: {psql}")],
+        Action::Shutdown => vec![format!(
+            "the server stopped at the target; start it with: pg_ctl -D {data} start"
+        )],
+    }
+}

@@ -1,0 +1,288 @@
+//! `walden list` and `walden status` over a real server that is received and backed up: what they say while all is well, and which
+//! side they name when one is down.
+
+use crate::push::Site;
+use crate::support::postgres::{Server, Stop};
+use crate::support::process::{Output, Running};
+use crate::support::wait_until;
+use crate::support::walden::Walden;
+use rustix::process::Signal;
+use serde_json::Value;
+use std::fs;
+use std::time::Duration;
+
+const DEADLINE: Duration = Duration::from_secs(60);
+
+fn json(output: &Output) -> Value {
+    serde_json::from_str(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output}"))
+}
+
+fn receive(site: &Site) -> Running {
+    let run = site.walden.start(["run", "--rpo", "200ms"]);
+    wait_until("walden run receives", DEADLINE, || {
+        let active = "select active from pg_replication_slots where slot_name = 'walden'";
+        (site.server.psql(active) == "t").then_some(())
+    });
+    run
+}
+
+/// Until everything that the server has flushed is stored.
+fn wait_stored(site: &Site) {
+    let flushed = site.server.psql("select pg_current_wal_flush_lsn()");
+    wait_until("the last WAL is stored", DEADLINE, || {
+        let stored = format!(
+            "select coalesce(min(flush_lsn) >= '{flushed}', false) from pg_stat_replication"
+        );
+        (site.server.psql(&stored) == "t").then_some(())
+    });
+}
+
+#[test]
+fn list_shows_backups_and_the_window_each_opens() {
+    let server = Server::builder(18).wal_segment_mib(1).start();
+    let site = Site::new(server, None, &[]);
+    let empty = site.walden.run(["list"]).expect_success();
+    assert!(empty.stdout.contains("no backups yet"), "{empty}");
+    let run = receive(&site);
+    let backup = || {
+        site.walden
+            .run(["backup", "--fast-checkpoint", "--json"])
+            .expect_success()
+    };
+    let first = json(&backup());
+    site.server
+        .psql("create table t (n int); insert into t values (1); select pg_switch_wal()");
+    let second = json(&backup());
+    site.server.psql("insert into t values (2)");
+    let newest = site.server.psql(
+        "select to_char(pg_xact_commit_timestamp(xmin) at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') from t where n = 2",
+    );
+    wait_stored(&site);
+    // No key: the configuration has none, and the identity file is not needed.
+    fs::rename(
+        site.folder.join("walden.key"),
+        site.server.scratch().join("safe"),
+    )
+    .unwrap();
+    let listed = json(&site.walden.run(["list", "--json"]).expect_success());
+    assert_eq!(
+        (&listed["schema"], &listed["version"]),
+        (&"walden.list".into(), &1.into())
+    );
+    let backups = listed["backups"].as_array().unwrap();
+    let labels: Vec<&Value> = backups.iter().map(|backup| &backup["label"]).collect();
+    assert_eq!(labels, [&first["label"], &second["label"]]);
+    let flushed = site.server.psql("select pg_current_wal_flush_lsn()");
+    for backup in backups {
+        let window = &backup["window"];
+        assert_eq!(window["from_lsn"], backup["stop_lsn"]);
+        assert_eq!(window["to_lsn"], flushed.as_str(), "{backup}");
+        let time = |text: &str| text.parse::<jiff::Timestamp>().unwrap();
+        assert_eq!(
+            time(window["to_time"].as_str().unwrap()),
+            time(&newest),
+            "{backup}"
+        );
+        assert!(
+            backup["stored_bytes"].as_u64().unwrap() > 100_000,
+            "{backup}"
+        );
+        assert_eq!(
+            (&backup["kind"], &backup["timeline"]),
+            (&"full".into(), &1.into())
+        );
+    }
+    let text = site.walden.run(["list"]).expect_success();
+    for label in labels {
+        let times = text.stdout.matches(label.as_str().unwrap()).count();
+        assert_eq!(times, 2, "once in the table, once with its window: {text}");
+    }
+    // Nothing but a URL is needed, and a repository that is none is said to be none.
+    let elsewhere = Walden::in_directory(site.server.scratch());
+    let url = format!("file://{}", site.repository.display());
+    let named = json(&elsewhere.run(["list", &url, "--json"]).expect_success());
+    assert_eq!(named["backups"], listed["backups"]);
+    elsewhere
+        .run(["list", "file:///nowhere/at/all"])
+        .expect_code(10);
+    run.signal(Signal::TERM);
+    run.wait(DEADLINE).expect_success();
+}
+
+#[test]
+fn status_tells_apart_which_side_is_down() {
+    let server = Server::builder(15).wal_segment_mib(1).start();
+    let mut site = Site::new(server, None, &["--no-encryption"]);
+    let status =
+        |site: &Site, code: i32| json(&site.walden.run(["status", "--json"]).expect_code(code));
+    let sides = |document: &Value| -> Vec<String> {
+        let problems = document["problems"].as_array().unwrap();
+        problems
+            .iter()
+            .map(|problem| problem["side"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    let before = status(&site, 3);
+    assert_eq!(
+        sides(&before),
+        ["archiver", "backup", "archiver"],
+        "{before}"
+    );
+    assert_eq!(before["lag_bytes"], Value::Null);
+
+    let run = receive(&site);
+    site.walden
+        .run(["backup", "--fast-checkpoint"])
+        .expect_success();
+    site.server
+        .psql("create table t (n int); insert into t values (1)");
+    wait_stored(&site);
+    let well = status(&site, 0);
+    assert_eq!(well["schema"], "walden.status");
+    assert_eq!(sides(&well), [""; 0], "{well}");
+    assert_eq!(
+        (&well["lag_bytes"], &well["lag_seconds"]),
+        (&0.into(), &0.0.into()),
+        "{well}"
+    );
+    let flushed = site.server.psql("select pg_current_wal_flush_lsn()");
+    assert_eq!(well["server"]["flush_lsn"], flushed.as_str());
+    assert_eq!(well["server"]["slot"]["durable_lsn"], flushed.as_str());
+    assert_eq!(well["stored"]["timelines"][0]["end_lsn"], flushed.as_str());
+    assert!(
+        well["stored"]["last_backup"]["age_seconds"]
+            .as_f64()
+            .unwrap()
+            < 600.0
+    );
+    let text = site.walden.run(["status"]).expect_success();
+    assert!(
+        text.stdout.contains("all is well") && text.stdout.contains("in use"),
+        "{text}"
+    );
+
+    run.signal(Signal::TERM);
+    run.wait(DEADLINE).expect_success();
+    site.server
+        .psql("insert into t select generate_series(1, 1000); select pg_switch_wal()");
+    site.server
+        .psql("insert into t select generate_series(1, 1000)");
+    let idle = status(&site, 3);
+    assert_eq!(sides(&idle), ["archiver"], "{idle}");
+    assert!(idle["lag_bytes"].as_u64().unwrap() > 50_000, "{idle}");
+    assert!(idle["lag_seconds"].as_f64().unwrap() > 0.0, "{idle}");
+    assert!(
+        idle["server"]["slot"]["retained_bytes"].as_u64().unwrap() > 50_000,
+        "{idle}"
+    );
+
+    // A gap: a segment between others goes missing.
+    let run = receive(&site);
+    for _ in 0..4 {
+        site.server
+            .psql("insert into t select generate_series(1, 1000); select pg_switch_wal()");
+    }
+    wait_stored(&site);
+    let identifier = well["cluster"].as_str().unwrap();
+    let folder = site
+        .repository
+        .join(identifier)
+        .join("wal/00000001/00000000");
+    let mut segments: Vec<_> = fs::read_dir(&folder)
+        .unwrap()
+        .flatten()
+        .map(|entry| entry.path())
+        .collect();
+    segments.sort();
+    let middle = &segments[segments.len() - 2];
+    let bytes = fs::read(middle).unwrap();
+    fs::remove_file(middle).unwrap();
+    let gap = status(&site, 5);
+    assert_eq!(sides(&gap), ["gap"], "{gap}");
+    let listed = site.walden.run(["list"]).expect_code(3);
+    assert!(
+        listed.stdout.contains("gap: WAL from") && listed.stdout.contains("ends at a gap"),
+        "{listed}"
+    );
+    fs::write(middle, bytes).unwrap();
+    assert_eq!(sides(&status(&site, 0)), [""; 0]);
+
+    // Each side down alone.
+    run.signal(Signal::TERM);
+    run.wait(DEADLINE).expect_success();
+    site.server.stop(Stop::Fast, DEADLINE);
+    let down = status(&site, 1);
+    assert_eq!(sides(&down), ["server"], "{down}");
+    assert!(down["stored"]["last_backup"]["label"].is_string());
+    site.server.start();
+    let run = receive(&site);
+    let config = site.folder.join("walden.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    let url = text
+        .lines()
+        .find(|line| line.starts_with("url = "))
+        .unwrap()
+        .to_owned();
+    let unreachable = "url = \"s3://bucket/prefix\"\nendpoint = \"http://127.0.0.1:1\"\naccess_key = \"cmd:echo a\"\nsecret_key = \"cmd:echo b\"";
+    fs::write(&config, text.replace(&url, unreachable)).unwrap();
+    let down = status(&site, 1);
+    assert_eq!(sides(&down), ["repository"], "{down}");
+    assert!(down["server"]["slot"]["active"].as_bool().unwrap());
+    fs::write(&config, text).unwrap();
+    run.signal(Signal::TERM);
+    run.wait(DEADLINE).expect_success();
+}
+
+#[test]
+fn a_window_goes_on_across_a_promotion_where_its_history_can_be_read() {
+    let server = Server::builder(18).wal_segment_mib(1).start();
+    let mut site = Site::new(server, None, &[]);
+    let run = receive(&site);
+    site.walden
+        .run(["backup", "--fast-checkpoint"])
+        .expect_success();
+    let standby = site.server.standby();
+    site.server.psql("create table t (n int)");
+    wait_stored(&site);
+    let switched = site.server.psql("select pg_current_wal_flush_lsn()");
+    wait_until("the standby has it all", DEADLINE, || {
+        let query = format!("select pg_last_wal_replay_lsn() >= '{switched}'");
+        (standby.psql(&query) == "t").then_some(())
+    });
+    run.signal(Signal::TERM);
+    run.wait(DEADLINE).expect_success();
+    site.server.stop(Stop::Fast, DEADLINE);
+    standby.promote();
+    // The roles change: what is the site's server now is what was promoted.
+    let old = std::mem::replace(&mut site.server, standby);
+    let config = site.folder.join("walden.toml");
+    let text = fs::read_to_string(&config).unwrap();
+    let moved = text.replace(&old.conninfo(), &site.server.conninfo());
+    assert_ne!(moved, text);
+    fs::write(&config, &moved).unwrap();
+    let run = receive(&site);
+    site.server.psql("insert into t values (1)");
+    wait_stored(&site);
+    let flushed = site.server.psql("select pg_current_wal_flush_lsn()");
+    run.signal(Signal::TERM);
+    run.wait(DEADLINE).expect_success();
+
+    let window = |site: &Site| {
+        let listed = json(&site.walden.run(["list", "--json"]).expect_success());
+        listed["backups"][0]["window"].clone()
+    };
+    let keyless = window(&site);
+    assert_eq!(keyless["timeline"], 1, "{keyless}");
+    assert_ne!(keyless["to_lsn"], flushed.as_str(), "{keyless}");
+    let with_key = "[encryption]\nidentity = \"file:walden.key\"\n";
+    fs::write(&config, moved.replace("[encryption]\n", with_key)).unwrap();
+    let across = window(&site);
+    assert_eq!(
+        (&across["timeline"], &across["to_lsn"]),
+        (&2.into(), &flushed.into()),
+        "{across}"
+    );
+    let status = json(&site.walden.run(["status", "--json"]).expect_code(3));
+    assert_eq!(status["lag_bytes"], 0, "{status}");
+    assert_eq!(status["server"]["timeline"], 2, "{status}");
+}
