@@ -538,6 +538,15 @@ fn kill_in_flight(
     panic!("it never had anything in flight");
 }
 
+/// Ends a thread beside the test, also when the test fails.
+struct StopsOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopsOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 fn killed_at_twenty_moments(major: u32, rpo: &str) {
     let seed = seed();
     process::note(&format!("WALDEN_TEST_SEED={seed}"));
@@ -558,6 +567,7 @@ fn killed_at_twenty_moments(major: u32, rpo: &str) {
     let mut kinds: BTreeMap<&str, u32> = BTreeMap::new();
     let stop = AtomicBool::new(false);
     let reported = std::thread::scope(|scope| {
+        let _stops = StopsOnDrop(&stop);
         scope.spawn(|| {
             // Records of up to 400 KiB: many lie across segments and chunks.
             let mut random = Random::new(seed + 1);
@@ -580,7 +590,6 @@ fn killed_at_twenty_moments(major: u32, rpo: &str) {
                 "{covered:?} {reported} seed {seed}"
             );
         }
-        stop.store(true, Ordering::Relaxed);
         restart_lsn(&server)
     });
     oracle.stop(clients);
