@@ -49,7 +49,10 @@ impl Keys {
         let path = folder.path().join("identity");
         std::fs::write(&path, new.file.expose_secret()).unwrap();
         let identities = load(&path);
-        assert_eq!(identities.recipients(), [new.recipient.clone()]);
+        assert_eq!(
+            identities.recipients(),
+            std::slice::from_ref(&new.recipient)
+        );
         let policy = OpenPolicy {
             identities,
             allow_plain: false,
