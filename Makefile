@@ -3,6 +3,10 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 CARGO ?= cargo
+CACHE := $(or $(WALDEN_CACHE_DIR),$(CURDIR)/.cache)
+# Where the libraries' own tests find servers and the object store.
+export WALDEN_TEST_PG_DIR := $(CACHE)/pg
+export WALDEN_TEST_WEED := $(CACHE)/bin/weed
 
 .PHONY: help setup demo test fast lint bench
 
@@ -31,4 +35,6 @@ lint: ## Formatting, clippy and documentation, warnings are errors
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items
 
 bench: ## Short benchmarks, as figures and as ratios to the bare libraries
-	$(if $(wildcard benches/*.rs),$(CARGO) bench --bench '*',@echo "no benches yet")
+	scripts/setup demo
+	scripts/sample-wal
+	WALDEN_CACHE_DIR=$(CACHE) $(CARGO) bench --workspace --bench seal --bench wal_scan
