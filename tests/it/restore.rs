@@ -6,16 +6,17 @@
 use crate::support::object_store::Bucket;
 use crate::support::oracle::{Oracle, assert_same_rows, rows};
 use crate::support::ports::Port;
-use crate::support::postgres::{Builder, Server, tool};
-use crate::support::process::{self, Output, Running, wait_gone};
+use crate::support::postgres::{Builder, Server, Stop, tool, tool_command};
+use crate::support::process::{self, COMMAND_DEADLINE, Output, Running, wait_gone};
 use crate::support::scratch::Scratch;
 use crate::support::wait_until;
 use crate::support::wal_dump::{Lsn, Target};
 use crate::support::walden::Walden;
 use crate::support::workload::{Outcome, Random};
+use repository::identity::{ExposeSecret, generate_identity};
 use rustix::process::Signal;
 use serde_json::Value;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -27,8 +28,6 @@ struct Source {
     server: Server,
     /// `walden run`, while it runs.
     run: Option<Running>,
-    /// Where the source's configuration and key are.
-    folder: PathBuf,
     /// The repository, if it is a folder.
     repository: PathBuf,
     url: String,
@@ -79,7 +78,6 @@ impl Source {
         let mut source = Self {
             server,
             run: None,
-            folder,
             repository,
             url,
             archiver,
@@ -305,4 +303,385 @@ fn restores_to_every_target_on_18() {
 fn restores_to_a_third_of_targets_on_15_from_an_object_store() {
     let builder = Server::builder(15).data_checksums(false);
     restores_to_every_target(builder, false, Some(&Bucket::new()), 3);
+}
+
+/// What is below a folder, by path, with every file's content.
+fn tree(folder: &Path) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap().flatten() {
+            let path = entry.path();
+            if entry.file_type().unwrap().is_dir() {
+                found.insert(path.clone(), None);
+                folders.push(path);
+            } else {
+                let bytes = fs::read(&path).unwrap_or_default();
+                found.insert(path, Some(bytes));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn what_is_laid_out_satisfies_the_programs_of_postgresql() {
+    let source = Source::start(Server::builder(18).wal_segment_mib(1), true, None);
+    let server = &source.server;
+    server.pgbench(&["-i", "-q", "-s", "1"], DEADLINE);
+    let mut oracle = Oracle::prepare(server, 33);
+    let running = oracle.start(server, 2);
+    running.wait_for_more(20, DEADLINE);
+    source.backup();
+    running.wait_for_more(20, DEADLINE);
+    oracle.stop(running);
+    server.pgbench(&["-c", "2", "-t", "200"], DEADLINE);
+    source.wait_stored();
+
+    let restored = source.restore(
+        "laid 'out'",
+        &["--to", "latest", "--action", "promote", "--no-start"],
+    );
+    assert_eq!(restored.said["started"], false);
+    let mut verify = tool_command(18, "pg_verifybackup");
+    verify.arg("-n").arg(&restored.data);
+    process::run(verify, COMMAND_DEADLINE).expect_success();
+
+    let mut copy = Server::over_directory(18, &restored.data);
+    copy.start();
+    wait_until("the copy is open for writing", DEADLINE, || {
+        (copy.psql("select pg_is_in_recovery()") == "f").then_some(())
+    });
+    let dump = oracle.dump(server);
+    let latest = oracle.rows_at(&dump, &Target::Latest);
+    assert_same_rows("the copy", &latest, &rows(&copy));
+    let sums = "select (select sum(abalance) from pgbench_accounts), (select count(*) from pgbench_history)";
+    assert_eq!(copy.psql(sums), server.psql(sums));
+    let mut check = copy.client("pg_amcheck");
+    check.args(["--all", "--install-missing", "--heapallindexed"]);
+    process::run(check, COMMAND_DEADLINE).expect_success();
+    copy.stop(Stop::Fast, DEADLINE);
+    let mut sums = tool_command(18, "pg_checksums");
+    sums.arg("--check").arg("-D").arg(&restored.data);
+    let sums = process::run(sums, COMMAND_DEADLINE).expect_success();
+    let scanned = sums
+        .stdout
+        .lines()
+        .find_map(|line| line.strip_prefix("Blocks scanned:"));
+    let scanned: u64 = scanned.expect("blocks are counted").trim().parse().unwrap();
+    assert!(scanned > 3000, "{sums}");
+    process::note(&format!("pg_checksums found no fault in {scanned} blocks"));
+}
+
+#[test]
+fn a_killed_restore_is_continued() {
+    let source = Source::start(Server::builder(18), true, None);
+    let server = &source.server;
+    server.psql(
+        "create table big as select g, repeat(md5(g::text), 30) as filler from generate_series(1, 60000) g",
+    );
+    let mut oracle = Oracle::prepare(server, 5);
+    source.backup();
+    oracle.run(server, 2, Duration::from_millis(300));
+    source.wait_stored();
+
+    let mut restored = source.place("killed");
+    let arguments = source.arguments(&restored, &["--to", "latest"]);
+    let state = restored.data.join("pg_wal/walden/restoring.json");
+    let some_part = |text: String| !text.contains("\"parts\":[]");
+    let moments: [(&str, &dyn Fn() -> bool); 3] = [
+        ("it has begun", &|| state.exists()),
+        ("it writes files", &|| restored.data.join("base/5").exists()),
+        ("a part is written", &|| {
+            fs::read_to_string(&state).is_ok_and(some_part)
+        }),
+    ];
+    for (what, reached) in moments {
+        let mut running = source.restorer.start(&arguments);
+        wait_until(what, DEADLINE, || {
+            let now = reached();
+            assert!(now || running.is_running(), "{:?}", running.printed());
+            now.then_some(())
+        });
+        let killed = running.kill();
+        assert_eq!(killed.status.code(), None, "{killed}");
+        assert!(state.exists());
+        assert!(!restored.data.join("global/pg_control").exists());
+    }
+    let output = source.restorer.run(&arguments).expect_success();
+    restored.said = json(&output);
+    assert_eq!(restored.said["resumed"], true);
+    assert!(!state.exists());
+    let dump = oracle.dump(server);
+    let latest = oracle.rows_at(&dump, &Target::Latest);
+    assert_same_rows("continued", &latest, &rows(&restored.client));
+    let sum = "select count(*), sum(hashtext(filler)::bigint) from big";
+    assert_eq!(restored.client.psql(sum), server.psql(sum));
+
+    // Done is done: neither the running nor the stopped one is touched by another restore.
+    let again = source.restorer.run(&arguments).expect_code(1);
+    assert!(again.stdout.contains("a server is running"), "{again}");
+    assert!(restored.is_paused());
+    restored.stop(Signal::QUIT);
+    let before = tree(&restored.data);
+    let again = source.restorer.run(&arguments).expect_code(1);
+    assert!(again.stdout.contains("not empty"), "{again}");
+    assert_eq!(tree(&restored.data), before);
+}
+
+#[test]
+fn what_cannot_be_restored_is_refused_before_anything_is_written() {
+    let source = Source::start(Server::builder(18).wal_segment_mib(1), true, None);
+    let server = &source.server;
+    let too_early = format!("{:.6}", jiff::Timestamp::now());
+    source.backup();
+    server.psql("create table t (n int); insert into t values (1)");
+    for _ in 0..4 {
+        server.psql("insert into t select generate_series(1, 1000); select pg_switch_wal()");
+    }
+    server.psql("insert into t values (2)");
+    source.wait_stored();
+    let restored = source.place("never");
+    let absent = || {
+        assert!(!restored.data.exists());
+    };
+
+    let future = format!("{:.6}", jiff::Timestamp::now() + Duration::from_secs(3600));
+    for (target, value) in [
+        ("--to", future.as_str()),
+        ("--to-time", &too_early),
+        ("--to-name", "no such point"),
+        ("--to-xid", "3000000000"),
+        ("--to-lsn", "7F/0"),
+    ] {
+        let arguments = source.arguments(&restored, &[target, value]);
+        let refused = source.restorer.run(arguments).expect_code(4);
+        assert!(
+            refused.stdout.contains("reachable: 20"),
+            "{target}: {refused}"
+        );
+        absent();
+    }
+
+    // A folder that somebody uses, and a server that runs.
+    let used = source.place("used");
+    fs::create_dir(&used.data).unwrap();
+    fs::write(used.data.join("mine"), "precious").unwrap();
+    let before = tree(&used.data);
+    let refused = source
+        .restorer
+        .run(source.arguments(&used, &["--to", "latest"]));
+    let refused = refused.expect_code(1);
+    assert!(refused.stdout.contains("not empty"), "{refused}");
+    assert_eq!(tree(&used.data), before);
+    let mut arguments = source.arguments(&restored, &["--to", "latest"]);
+    let place = arguments
+        .iter()
+        .position(|argument| argument == "-D")
+        .unwrap()
+        + 1;
+    arguments[place] = server.data_directory().display().to_string();
+    let refused = source.restorer.run(&arguments).expect_code(1);
+    assert!(refused.stdout.contains("a server is running"), "{refused}");
+    assert_eq!(server.psql("select count(*) from t where n = 2"), "5");
+
+    // Somebody else's key, and none.
+    let other = source.scratch.join("other.key");
+    let identity = generate_identity(jiff::Timestamp::UNIX_EPOCH);
+    fs::write(&other, identity.file.expose_secret()).unwrap();
+    let mut arguments = source.arguments(&restored, &["--to", "latest"]);
+    let place = arguments
+        .iter()
+        .position(|argument| argument == "--identity")
+        .unwrap();
+    arguments[place + 1] = format!("file:{}", other.display());
+    source.restorer.run(&arguments).expect_code(12);
+    absent();
+    arguments.drain(place..place + 2);
+    source.restorer.run(&arguments).expect_code(12);
+    absent();
+
+    // A segment between the backup and the target is gone.
+    let wal = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "wal");
+    let mut segments: Vec<PathBuf> = tree(&source.repository).into_keys().filter(wal).collect();
+    segments.sort();
+    let victim = &segments[segments.len() - 3];
+    let name = victim.file_name().unwrap().to_str().unwrap()[..24].to_owned();
+    let bytes = fs::read(victim).unwrap();
+    fs::remove_file(victim).unwrap();
+    let arguments = source.arguments(&restored, &["--to", "latest"]);
+    let refused = source.restorer.run(&arguments).expect_code(5);
+    assert!(refused.stdout.contains(&name), "{name}: {refused}");
+    absent();
+
+    // All of these were refused for what they say: with everything in place the same restore is done.
+    fs::write(victim, bytes).unwrap();
+    source.restorer.run(&arguments).expect_success();
+    assert_eq!(
+        restored.client.psql("select count(*) from t where n = 2"),
+        "5"
+    );
+}
+
+#[test]
+fn tablespaces_move_where_they_are_mapped() {
+    let source = Source::start(Server::builder(17).wal_segment_mib(1), true, None);
+    let server = &source.server;
+    let folder = server.scratch().join("sp ace \"q\" a=b 100%41 größer");
+    let [used, empty] = ["used", "empty"].map(|name| {
+        let place = folder.join(name);
+        fs::create_dir_all(&place).unwrap();
+        place.display().to_string()
+    });
+    server.psql(&format!(
+        "create tablespace used location '{used}';
+         create tablespace empty location '{empty}';
+         create table there tablespace used as select generate_series(1, 5000) as n"
+    ));
+    source.backup();
+    server.psql("insert into there values (0)");
+    source.wait_stored();
+    let before = tree(&folder);
+
+    // Where they were they are still in use.
+    let refused = source.place("refused");
+    let arguments = source.arguments(&refused, &["--to", "latest"]);
+    source.restorer.run(arguments).expect_code(1);
+    assert!(!refused.data.exists());
+    assert_eq!(tree(&folder), before);
+
+    let new = source.scratch.join("new = place");
+    let escaped = |path: &str| path.replace('=', "\\=");
+    let mapping = |old: &str, name: &str| {
+        let new = new.join(name).display().to_string();
+        format!("{}={}", escaped(old), escaped(&new))
+    };
+    let (used_mapping, empty_mapping) = (mapping(&used, "u'sed"), mapping(&empty, "empty"));
+    let restored = source.restore(
+        "moved",
+        &[
+            "--to",
+            "latest",
+            "--action",
+            "promote",
+            "--map-tablespace",
+            &used_mapping,
+            "--map-tablespace",
+            &empty_mapping,
+        ],
+    );
+    let copy = &restored.client;
+    assert_eq!(copy.psql("select count(*), min(n) from there"), "5001|0");
+    let places = copy.psql(
+        "select pg_tablespace_location(oid) from pg_tablespace where spcname in ('used', 'empty') order by spcname desc",
+    );
+    let wanted = ["u'sed", "empty"].map(|name| new.join(name).display().to_string());
+    assert_eq!(places, wanted.join("\n"));
+    copy.psql(
+        "insert into there select generate_series(6000, 7000);
+         create table anew tablespace empty as select 1; checkpoint",
+    );
+    assert!(tree(&new.join("empty")).len() > 2);
+    assert_eq!(tree(&folder), before, "the source's files are as they were");
+}
+
+/// The settings of a restored server whose source had every value that would do harm.
+fn leaves_the_source_alone(major: u32) {
+    let marks = Scratch::new();
+    // Server commands run in the data directory, so each mark says whose it is.
+    let mark = |name: &str| format!("'pwd >> {}/{name}'", marks.path().display());
+    let builder = Server::builder(major)
+        .wal_segment_mib(1)
+        .setting("archive_mode = on")
+        .setting(format!("archive_command = {}", mark("archived")));
+    let source = Source::start(builder, true, None);
+    let server = &source.server;
+    let mut harmful = vec![
+        ("recovery_end_command", mark("ended")),
+        ("archive_cleanup_command", mark("cleaned")),
+        ("restore_command", mark("restored")),
+        ("primary_conninfo", "'host=/nowhere user=nobody'".to_owned()),
+        ("primary_slot_name", "'nothing'".to_owned()),
+        ("recovery_target_name", "'long ago'".to_owned()),
+        ("recovery_target_inclusive", "off".to_owned()),
+        ("recovery_target_action", "shutdown".to_owned()),
+        ("recovery_target_timeline", "'7'".to_owned()),
+        ("recovery_min_apply_delay", "'1h'".to_owned()),
+        ("hot_standby", "off".to_owned()),
+        // None takes effect on the source before its next start, so pg_control has what it runs with.
+        ("max_connections", "20".to_owned()),
+        ("max_worker_processes", "1".to_owned()),
+        ("max_wal_senders", "5".to_owned()),
+        ("max_locks_per_transaction", "10".to_owned()),
+        ("max_logical_replication_workers", "4".to_owned()),
+        // Walden is one, so the source's commits are not held up.
+        ("synchronous_standby_names", "'*'".to_owned()),
+    ];
+    if major == 15 {
+        let file = marks.join("promote");
+        fs::write(&file, "").unwrap();
+        harmful.push(("promote_trigger_file", format!("'{}'", file.display())));
+    }
+    let statements: String = harmful
+        .iter()
+        .map(|(name, value)| format!("alter system set {name} = {value};\n"))
+        .collect();
+    server.psql(&format!("{statements} select pg_reload_conf()"));
+    source.backup();
+    server.psql("create table t as select generate_series(1, 100) as n; select pg_switch_wal()");
+    server.psql("insert into t values (101)");
+    source.wait_stored();
+
+    let restored = source.restore("harmless", &["--to", "latest"]);
+    let copy = &restored.client;
+    assert!(restored.is_paused());
+    assert_eq!(copy.psql("select count(*) from t"), "101");
+    for (name, wanted) in [
+        ("archive_mode", "off"),
+        ("recovery_end_command", ""),
+        ("archive_cleanup_command", ""),
+        ("primary_conninfo", ""),
+        ("primary_slot_name", ""),
+        ("synchronous_standby_names", ""),
+        ("recovery_target_name", ""),
+        ("recovery_target_inclusive", "on"),
+        ("recovery_target_action", "pause"),
+        ("recovery_target_timeline", "1"),
+        ("recovery_min_apply_delay", "0"),
+        ("hot_standby", "on"),
+        ("max_connections", "100"),
+        ("max_worker_processes", "8"),
+        ("max_wal_senders", "10"),
+        ("max_locks_per_transaction", "64"),
+        ("max_logical_replication_workers", "0"),
+    ] {
+        assert_eq!(copy.psql(&format!("show {name}")), wanted, "{name}");
+    }
+    assert_ne!(copy.psql("show walden.restored_from"), "");
+
+    copy.psql("select pg_wal_replay_resume()");
+    wait_until("the restored server is open for writing", DEADLINE, || {
+        (copy.psql("select pg_is_in_recovery()") == "f").then_some(())
+    });
+    // A commit that waits for a standby waits for ever.
+    let commit = "insert into t values (102); select pg_switch_wal(); checkpoint";
+    copy.try_psql(commit, Duration::from_secs(30))
+        .expect_success();
+    restored.stop(Signal::INT);
+    for name in ["ended", "cleaned", "restored"] {
+        assert!(!marks.join(name).exists(), "{name}");
+    }
+    let archived = fs::read_to_string(marks.join("archived")).unwrap();
+    let own = server.data_directory().to_str().unwrap();
+    assert!(archived.lines().all(|line| line == own), "{archived}");
+}
+
+#[test]
+fn a_restored_server_of_18_leaves_its_source_alone() {
+    leaves_the_source_alone(18);
+}
+
+#[test]
+fn a_restored_server_of_15_leaves_its_source_alone() {
+    leaves_the_source_alone(15);
 }
