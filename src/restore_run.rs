@@ -151,6 +151,8 @@ fn finish(request: &RestoreRequest<'_>, laid: &LaidOut, major: u32) -> Result<Ve
 /// named by absolute paths. References only, no secrets.
 fn hook_configuration(config: &Config) -> Result<Config> {
     let mut config = config.clone();
+    // A restore needs no word about encryption, a configuration file does: the hook could not read one without it.
+    config.encryption.get_or_insert(Encryption::None);
     if let Some(Encryption::Sealed {
         identity: Some(SecretReference::File(path)),
         ..

@@ -6,6 +6,7 @@ mod backup;
 mod init;
 mod list_status;
 mod push;
+mod restore;
 mod run;
 mod support;
 mod support_test;
