@@ -3,6 +3,7 @@
 
 mod archive_get;
 mod backup;
+mod demo;
 mod init;
 mod list_status;
 mod push;
