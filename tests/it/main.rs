@@ -7,6 +7,7 @@ mod demo;
 mod init;
 mod list_status;
 mod push;
+mod rescue;
 mod run;
 mod support;
 mod support_test;
