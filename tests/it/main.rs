@@ -3,9 +3,11 @@
 
 mod archive_get;
 mod backup;
+mod demo;
 mod init;
 mod list_status;
 mod push;
+mod rescue;
 mod restore;
 mod run;
 mod support;
