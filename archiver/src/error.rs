@@ -221,6 +221,11 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// Commits would wait for ever: for somebody who replays WAL, which an archiver does not.
+    #[error(
+        "the server's commits wait for this receiver to replay WAL (synchronous_commit = remote_apply), which it never does"
+    )]
+    RemoteApply,
     /// A server that was restored from a repository: it must not take its source's next timeline.
     #[error("this server was restored from {from}: it must not write into its source's repository")]
     RestoredClone {
@@ -242,7 +247,8 @@ impl Error {
             | Error::Authentication { .. }
             | Error::UnsupportedServer { .. }
             | Error::InvalidName { .. }
-            | Error::UnknownCluster { .. } => ErrorClass::Config,
+            | Error::UnknownCluster { .. }
+            | Error::RemoteApply => ErrorClass::Config,
             Error::Connect { .. }
             | Error::UnsuitableServer { .. }
             | Error::Timeout { .. }

@@ -18,8 +18,10 @@ use crate::sealed::{MAX_HEADER_BYTES, OpenPolicy, Sealed, read_descriptor};
 use crate::store::{PutOutcome, Store};
 use crate::{Error, Result};
 
-/// Largest plain document (`backup.json` of many parts), in bytes.
-const MAX_DOCUMENT_BYTES: u64 = 256 << 20;
+/// Largest `backup.json`, in bytes: that of some ten terabytes.
+const MAX_BACKUP_DOCUMENT_BYTES: u64 = 256 << 20;
+/// Largest other plain document, in bytes. The limit also sets how long a store may take to send it.
+const MAX_DOCUMENT_BYTES: u64 = 1 << 20;
 /// Room for what sealing adds to incompressible bytes: header, frame, tags.
 const SEALING_OVERHEAD: u64 = 1 << 20;
 /// How often a put starts over when the object it met is gone again.
@@ -110,7 +112,7 @@ impl Repository {
         match self.store.put_new(&path, vec![body.clone()]).await? {
             PutOutcome::Created => Ok(Stored::New),
             PutOutcome::AlreadyExists => {
-                let there = self.store.fetch(&path, MAX_DOCUMENT_BYTES).await?;
+                let there = self.store.fetch(&path, document_limit(key)).await?;
                 if there == body {
                     Ok(Stored::Already)
                 } else {
@@ -141,7 +143,7 @@ impl Repository {
     /// `NotFound`; `Corrupt`: not the document it should be; `Retry`, `Config` from the store.
     pub async fn fetch_json<T: DeserializeOwned>(&self, key: &ObjectKey) -> Result<T> {
         let path = key.to_string();
-        let bytes = self.store.fetch(&path, MAX_DOCUMENT_BYTES).await?;
+        let bytes = self.store.fetch(&path, document_limit(key)).await?;
         serde_json::from_slice(&bytes).map_err(|error| Error::Damaged {
             key: path,
             what: format!("it cannot be read: {error}"),
@@ -286,6 +288,16 @@ impl Repository {
             Ok(opened) => opened,
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         }
+    }
+}
+
+fn document_limit(key: &ObjectKey) -> u64 {
+    match key {
+        ObjectKey::Backup {
+            object: BackupObject::Descriptor,
+            ..
+        } => MAX_BACKUP_DOCUMENT_BYTES,
+        _ => MAX_DOCUMENT_BYTES,
     }
 }
 

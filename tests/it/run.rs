@@ -335,6 +335,46 @@ fn sigterm_stores_the_tail() {
 }
 
 #[test]
+fn a_commit_that_waited_for_us_is_in_the_repository() {
+    // With rpo = "sync", and without it: the server's own settings say that it waits.
+    for (major, rpo) in [(15, "600s"), (18, "sync")] {
+        let server = server(major).start();
+        let site = Site::new(
+            &server,
+            Plan {
+                rpo,
+                encrypted: true,
+                ..Plan::default()
+            },
+        );
+        server.psql("CREATE TABLE waited (n int)");
+        server.psql("ALTER SYSTEM SET synchronous_standby_names = 'walden'");
+        let run = site.archive(&server);
+        wait_until("it streams", DEADLINE, || flushed(&server));
+        server.psql("SELECT pg_reload_conf()");
+        // The running receiver has not seen the setting: a new one does.
+        terminate(run);
+        let run = site.archive(&server);
+        wait_until("it streams", DEADLINE, || flushed(&server));
+        for n in 0..20 {
+            server.psql(&format!("INSERT INTO waited VALUES ({n})"));
+            let committed = flushed(&server).expect("it is connected");
+            let covered = site.covered_to(&site.catalog(), FIRST);
+            assert!(covered >= Some(committed), "{covered:?} {committed}");
+        }
+        server.psql("ALTER SYSTEM SET synchronous_commit = 'remote_apply'");
+        server.psql("SELECT pg_reload_conf()");
+        terminate(run);
+        let refused = site.walden.run(["run"]).expect_code(2);
+        assert!(
+            refused.stderr.contains("remote_apply"),
+            "{}",
+            refused.stderr
+        );
+    }
+}
+
+#[test]
 fn a_second_run_says_that_the_slot_is_in_use() {
     let server = server(18).start();
     let site = Site::new(&server, Plan::default());

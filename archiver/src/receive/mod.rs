@@ -194,6 +194,7 @@ impl Receiver {
             Connection::connect(&self.config.connection, Mode::PhysicalReplication).await?;
         connection.require_supported()?;
         self.check_server(&mut connection).await?;
+        let sync = self.is_waited_for(&mut connection).await?;
         let mut histories = Histories::default();
         let server = self.ask_position(&mut connection, &mut histories).await?;
         self.connected_once = true;
@@ -234,7 +235,8 @@ impl Receiver {
                 } => (next_timeline, switch_point),
                 Started::Streaming => {
                     let records = self.stored_records(&catalog, point).await?;
-                    let streaming = stream::Streaming::new(self, decoder, point, lineage, records)?;
+                    let streaming =
+                        stream::Streaming::new(self, decoder, point, lineage, records, sync)?;
                     match streaming.run(&mut connection).await {
                         Ok(stream::StreamEnd::Stopped) => {
                             connection.close().await?;
@@ -292,6 +294,33 @@ impl Receiver {
             Err(error) if error.server().is_some() => Ok(()),
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether every byte is to be stored at once: because the user says so, or because commits wait for us anyhow. Only the server's own
+    /// settings can be seen from here, not those of roles, databases and sessions.
+    async fn is_waited_for(&self, connection: &mut Connection) -> Result<bool> {
+        let wanted = self.config.rpo == Rpo::Sync;
+        let names = connection.show("synchronous_standby_names").await?;
+        if !names_match(&names, &self.config.connection.application_name) {
+            if wanted {
+                tracing::warn!(
+                    synchronous_standby_names = names,
+                    application_name = self.config.connection.application_name,
+                    "rpo is sync, but the server does not wait for this receiver: its synchronous_standby_names do not name it"
+                );
+            }
+            return Ok(wanted);
+        }
+        if connection.show("synchronous_commit").await? == "remote_apply" {
+            return Err(Error::RemoteApply);
+        }
+        if !wanted {
+            tracing::warn!(
+                synchronous_standby_names = names,
+                "the server's commits wait for this receiver: every byte is stored at once, as with rpo = \"sync\""
+            );
+        }
+        Ok(true)
     }
 
     /// Where the server is, its slot (made if it is missing), and its history, stored before any WAL of it.
@@ -495,6 +524,16 @@ impl Histories {
     }
 }
 
+/// Whether a server with these `synchronous_standby_names` may wait for a receiver of this name. Names are compared without case, as
+/// the server does; the words of the syntax (`FIRST`, `ANY`) and numbers are taken for names, which errs on the side of storing at once.
+fn names_match(setting: &str, application_name: &str) -> bool {
+    let part_of_a_name = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-' | '.' | '$' | ' ');
+    setting
+        .split(|c: char| !part_of_a_name(c) && c != '*')
+        .map(str::trim)
+        .any(|name| name == "*" || name.eq_ignore_ascii_case(application_name))
+}
+
 /// Where the repository's WAL ends: before the first hole that the slot can still fill, else behind everything.
 fn repository_end(
     catalog: &Catalog,
@@ -545,6 +584,23 @@ mod tests {
     fn memory_for_segments_stays_within_the_budget() {
         let in_flight = |mib: u32| segments_in_flight(SegmentSize::new(mib << 20).unwrap());
         assert_eq!([1, 16, 32, 64, 1024].map(in_flight), [4, 4, 2, 1, 1]);
+    }
+
+    #[test]
+    fn a_name_or_a_star_among_the_synchronous_standbys_is_us() {
+        for setting in [
+            "walden",
+            "a, Walden",
+            "ANY 1 (s1, \"walden\")",
+            "*",
+            "FIRST 2 (*)",
+            "2 (a,walden)",
+        ] {
+            assert!(names_match(setting, "walden"), "{setting}");
+        }
+        for setting in ["", "walden2", "FIRST 1 (a, b)"] {
+            assert!(!names_match(setting, "walden"), "{setting}");
+        }
     }
 
     #[test]

@@ -97,12 +97,13 @@ impl Streaming {
         point: ResumePoint,
         lineage: String,
         stored: StoredRecords,
+        sync: bool,
     ) -> Result<Self> {
         let mut assembler = Assembler::new(decoder, point.timeline, lineage, point.start)?;
         assembler.expect(stored.records, stored.previous);
-        let (interval, sync) = match receiver.config.rpo {
-            Rpo::Interval(interval) => (interval, false),
-            Rpo::Sync => (Duration::ZERO, true),
+        let interval = match receiver.config.rpo {
+            Rpo::Interval(interval) if !sync => interval,
+            Rpo::Interval(_) | Rpo::Sync => Duration::ZERO,
         };
         Ok(Self {
             receiver: Facets {
