@@ -139,7 +139,9 @@ fn finish(request: &RestoreRequest<'_>, laid: &LaidOut, major: u32) -> Result<Ve
     };
     let setup = plan_recovery_setup(&facts, &request.job.data)?;
     let config = hook_configuration(request.config)?.to_toml();
-    let scope = serde_json::to_vec_pretty(&request.plan.scope(request.job.cluster))?;
+    let mut scope = request.plan.scope(request.job.cluster);
+    scope.allow_plain = request.job.policy.allow_plain;
+    let scope = serde_json::to_vec_pretty(&scope)?;
     laid.finish(
         &setup,
         &[(HOOK_CONFIG, config.as_bytes()), (SCOPE_FILE, &scope)],

@@ -574,6 +574,7 @@ impl RecoveryPlan {
             wal_segment_size: self.path.segment_size.bytes(),
             path,
             end: self.stop.needed_to.to_string(),
+            allow_plain: false,
         }
     }
 }

@@ -25,6 +25,9 @@ pub struct RestoreScope {
     pub path: Vec<Leg>,
     /// First byte behind the WAL that the target needs, `X/X`.
     pub end: String,
+    /// Whether unencrypted objects are accepted although an identity is configured: the restore was told so.
+    #[serde(default)]
+    pub allow_plain: bool,
 }
 
 /// One timeline of the path.
@@ -243,6 +246,7 @@ mod tests {
             wal_segment_size: 1 << 24,
             path: vec![leg(1, Some("0/3000500")), leg(3, None)],
             end: "0/5000100".into(),
+            allow_plain: false,
         }
     }
 

@@ -83,8 +83,9 @@ async fn serve(args: &ArchiveGetArgs, globals: &Globals) -> Result<ExitCode> {
         ..Deadlines::default()
     };
     let repository = open::open_repository_with(&config, deadlines).await?;
-    let policy = open::open_policy(&config, false).await?;
     let scope = args.plan.as_deref().map(read_scope).transpose()?;
+    let allow_plain = scope.as_ref().is_some_and(|scope| scope.allow_plain);
+    let policy = open::open_policy(&config, allow_plain).await?;
     let (cluster, size) = match &scope {
         Some(scope) => (scope.cluster()?, scope.size()?),
         None => {

@@ -355,6 +355,7 @@ impl Branched {
             wal_segment_size: SIZE.bytes(),
             path: vec![leg(1, Some(self.switch_point)), leg(2, None)],
             end: end.to_string(),
+            allow_plain: false,
         }
     }
 

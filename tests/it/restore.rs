@@ -685,3 +685,25 @@ fn a_restored_server_of_18_leaves_its_source_alone() {
 fn a_restored_server_of_15_leaves_its_source_alone() {
     leaves_the_source_alone(15);
 }
+
+#[test]
+fn plain_objects_are_restored_despite_an_identity_only_if_told_so() {
+    let mut source = Source::start(Server::builder(18).wal_segment_mib(1), false, None);
+    source.server.psql("create table t as select 1 as n");
+    source.backup();
+    source.server.psql("insert into t values (2)");
+    source.wait_stored();
+    let key = source.scratch.join("some.key");
+    let identity = generate_identity(jiff::Timestamp::UNIX_EPOCH);
+    fs::write(&key, identity.file.expose_secret()).unwrap();
+    source.identity = Some(format!("file:{}", key.display()));
+
+    let refused = source.place("refused");
+    let output = source
+        .restorer
+        .run(source.arguments(&refused, &["--to", "latest"]));
+    assert_ne!(output.code(), 0, "{output}");
+    assert!(!refused.data.exists());
+    let restored = source.restore("told", &["--to", "latest", "--allow-plain"]);
+    assert_eq!(restored.client.psql("select sum(n) from t"), "3");
+}
