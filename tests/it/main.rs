@@ -9,5 +9,6 @@ mod list_status;
 mod push;
 mod rescue;
 mod run;
+mod smoke;
 mod support;
 mod support_test;
