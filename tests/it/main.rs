@@ -10,5 +10,6 @@ mod push;
 mod rescue;
 mod restore;
 mod run;
+mod smoke;
 mod support;
 mod support_test;
