@@ -18,6 +18,9 @@ fn loses_a_table_and_gets_it_back(major: u32) {
     walden
         .run(["init", &url, "--postgres", &server.conninfo()])
         .expect_success();
+    let file = etc.join("walden.toml");
+    let config = fs::read_to_string(&file).expect("read the configuration");
+    fs::write(&file, config.replace("rpo = \"5s\"", "rpo = \"300ms\"")).expect("write it");
     let run = walden.start(["run"]);
     wait_until("walden run streams", DEADLINE, || {
         let streaming = "select count(*) from pg_stat_replication where state = 'streaming'";
