@@ -137,9 +137,9 @@ fn leaves_nothing_open(file: &File<'_>) -> Vec<String> {
 fn names_no_machine(file: &File<'_>) -> Vec<String> {
     // Tests make up home folders, but none of them is a machine's own.
     let folders: &[&str] = if is_rust(file) {
-        &["/work/", "/root/"]
+        &["/root/", "/srv/ci/"]
     } else {
-        &["/work/", "/root/", "/home/"]
+        &["/root/", "/srv/ci/", "/home/"]
     };
     let lines = file.text.lines().enumerate();
     let bad = lines.filter(|(_, line)| {
@@ -642,12 +642,17 @@ fn finds_what_was_left_open() {
 #[test]
 fn finds_a_named_machine() {
     let rule = names_no_machine;
-    for bad in ["cp /work/a b", "see (/root/x)", "\"/home/me/y\"", "/work/a"] {
+    for bad in [
+        "cp /srv/ci/a b",
+        "see (/root/x)",
+        "\"/home/me/y\"",
+        "/srv/ci/a",
+    ] {
         check(
             rule,
             "README.md",
             bad,
-            "$PWD/work/a, ./root/b, https://example.org/home/c, a/home/b, /home/<you>",
+            "$PWD/srv/ci/a, ./root/b, https://example.org/home/c, a/home/b, /home/<you>",
         );
     }
 }

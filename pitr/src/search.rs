@@ -100,7 +100,11 @@ pub async fn plan_recovery(
         }
         match walk.verdict {
             Verdict::Reached(stop) => {
-                let transactions_after = count_after(source, &request, &pieces, &walk).await;
+                let after = count_after(source, &request, &pieces, &walk).await;
+                if let Some(latest) = &mut window.latest {
+                    // Not all was looked at: better no time than one that is too early.
+                    latest.time = after.and_then(|after| latest.time.max(after.newest));
+                }
                 let needed = pieces
                     .pieces
                     .into_iter()
@@ -113,7 +117,7 @@ pub async fn plan_recovery(
                     pieces: needed,
                     stop,
                     newest_transaction: walk.finder.newest_transaction(),
-                    transactions_after,
+                    transactions_after: after.map(|after| after.transactions),
                     prepared_open: walk.finder.prepared_open().map(str::to_owned).collect(),
                     minimums: walk.finder.minimums(),
                     window,
@@ -244,7 +248,7 @@ async fn walk(
             if finder.verdict() != Verdict::NotReached {
                 return Ok(Walk {
                     verdict: finder.verdict(),
-                    newest_time: newest_time.max(finder.newest_transaction()),
+                    newest_time: newest_time.max(finder.newest_seen()),
                     finder,
                     next: index + 1,
                     at_end: false,
@@ -270,7 +274,7 @@ async fn walk(
     }
     Ok(Walk {
         verdict: finder.verdict_at_end(),
-        newest_time: newest_time.max(finder.newest_transaction()),
+        newest_time: newest_time.max(finder.newest_seen()),
         finder,
         next: all.len(),
         at_end: true,
@@ -320,7 +324,7 @@ async fn count_after(
     request: &PlanRequest<'_>,
     pieces: &Pieces,
     walk: &Walk,
-) -> Option<u64> {
+) -> Option<After> {
     let rest = pieces.pieces.get(walk.next..)?;
     if rest.len() > MAX_COUNTED_PIECES || pieces.hole.is_some() {
         return None;
@@ -328,35 +332,53 @@ async fn count_after(
     let mut counts =
         futures_util::stream::iter(rest.iter().map(|piece| count(source, request, piece)))
             .buffered(DESCRIPTORS_IN_FLIGHT);
-    let mut total = walk.finder.transactions_after();
-    while let Some(count) = counts.next().await {
-        total = total.checked_add(count?)?;
+    let mut total = After {
+        transactions: walk.finder.transactions_after(),
+        newest: walk.finder.newest_seen(),
+    };
+    while let Some(piece) = counts.next().await {
+        let piece = piece?;
+        total.transactions = total.transactions.checked_add(piece.transactions)?;
+        total.newest = total.newest.max(piece.newest);
     }
     Some(total)
 }
 
-async fn count(source: &impl WalSource, request: &PlanRequest<'_>, piece: &Piece) -> Option<u64> {
+/// Commits and aborts after the stop.
+#[derive(Clone, Copy, Default)]
+struct After {
+    transactions: u64,
+    /// The newest of them.
+    newest: Option<Timestamp>,
+}
+
+async fn count(source: &impl WalSource, request: &PlanRequest<'_>, piece: &Piece) -> Option<After> {
     if let Some(wal) = describe(source, piece).await.ok()? {
-        return wal.transactions;
+        let newest = wal
+            .time_max
+            .map(|time| Timestamp::from_unix_micros(time.as_microsecond()));
+        return wal.transactions.map(|transactions| After {
+            transactions,
+            newest,
+        });
     }
     let content = source.bytes(piece).await.ok()?;
     let mut decoder = WalDecoder::new(request.decoder, piece.start).ok()?;
-    let mut count = 0;
+    let mut after = After::default();
     decoder.push(stored_bytes(piece, &content), |step| {
-        if let Step::Record(record) = step {
-            let ends = matches!(
-                record.kind,
-                Some(
-                    RecordKind::Commit { .. }
-                        | RecordKind::Abort { .. }
-                        | RecordKind::CommitPrepared { .. }
-                        | RecordKind::AbortPrepared { .. }
-                )
-            );
-            count += u64::from(ends);
+        if let Step::Record(record) = step
+            && let Some(
+                RecordKind::Commit { time, .. }
+                | RecordKind::Abort { time, .. }
+                | RecordKind::CommitPrepared { time, .. }
+                | RecordKind::AbortPrepared { time, .. },
+            ) = record.kind
+        {
+            after.transactions += 1;
+            after.newest = after.newest.max(Some(time));
         }
     });
-    Some(count)
+    Some(after)
 }
 
 /// The WAL of a piece that belongs to the path: nothing behind what is stored, nothing behind a switch.

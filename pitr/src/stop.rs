@@ -41,6 +41,7 @@ pub struct StopFinder {
     last: Option<(Lsn, Lsn)>,
     settled: Option<(Lsn, Lsn)>,
     newest_transaction: Option<Timestamp>,
+    newest_seen: Option<Timestamp>,
     transactions_after: u64,
     prepared: BTreeMap<u32, String>,
     minimums: Option<WalMinimums>,
@@ -57,6 +58,7 @@ impl StopFinder {
             last: None,
             settled: None,
             newest_transaction: None,
+            newest_seen: None,
             transactions_after: 0,
             prepared: BTreeMap::new(),
             minimums: None,
@@ -67,6 +69,9 @@ impl StopFinder {
     pub fn observe(&mut self, record: &Record) {
         if record.start < self.replay_from {
             return;
+        }
+        if let Some((_, time)) = end_of_transaction(record) {
+            self.newest_seen = self.newest_seen.max(Some(time));
         }
         // Segments that cannot hold the stop are passed over: what ended in them is not known.
         if self
@@ -124,6 +129,11 @@ impl StopFinder {
     /// Newest commit or abort among the records that would be applied.
     pub fn newest_transaction(&self) -> Option<Timestamp> {
         self.newest_transaction
+    }
+
+    /// Newest commit or abort among all records seen, those after the stop included.
+    pub fn newest_seen(&self) -> Option<Timestamp> {
+        self.newest_seen
     }
 
     /// Commits and aborts seen after the stop.
