@@ -15,7 +15,7 @@ use repository::identity::SecretReference;
 use serde_json::json;
 
 use crate::commands::Globals;
-use crate::config::{Config, Encryption};
+use crate::config::{Config, Encryption, Location};
 use crate::exit_code::ExitCode;
 use crate::open;
 use crate::probe::SqlProbe;
@@ -155,17 +155,36 @@ fn hook_configuration(config: &Config) -> Result<Config> {
     let mut config = config.clone();
     // A restore needs no word about encryption, a configuration file does: the hook could not read one without it.
     config.encryption.get_or_insert(Encryption::None);
+    let here = |path: &Path| {
+        std::path::absolute(path).with_context(|| format!("make {} absolute", path.display()))
+    };
+    let mut references = Vec::new();
     if let Some(Encryption::Sealed {
-        identity: Some(SecretReference::File(path)),
+        identity: Some(identity),
         ..
     }) = &mut config.encryption
     {
-        let absolute =
-            std::path::absolute(&*path).with_context(|| format!("make {path} absolute"))?;
-        *path = absolute
-            .to_str()
-            .context("the identity's path is not UTF-8")?
-            .to_owned();
+        references.push(identity);
+    }
+    for repository in &mut config.repositories {
+        let Location::S3 { options, .. } = &mut repository.location else {
+            continue;
+        };
+        if let Some(path) = &mut options.ca_file {
+            *path = here(path)?;
+        }
+        if let Some(pair) = &mut options.credentials {
+            references.extend([&mut pair.access_key, &mut pair.secret_key]);
+        }
+    }
+    for reference in references {
+        if let SecretReference::File(path) = reference {
+            let absolute = here(Path::new(path))?;
+            *path = absolute
+                .to_str()
+                .context("the path of a secret is not UTF-8")?
+                .to_owned();
+        }
     }
     Ok(config)
 }
@@ -284,5 +303,35 @@ fn next_steps(
         Action::Shutdown => vec![format!(
             "the server stopped at the target; start it with: pg_ctl -D {data} start"
         )],
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_file_that_the_hook_reads_is_named_from_the_root() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("walden.toml");
+        let text = "[encryption]\nidentity = 'file:k'\n[[repository]]\nurl = 's3://b/p'\nca_file = 'ca.pem'\n\
+                    access_key = 'file:id'\nsecret_key = 'file:secret'\n";
+        std::fs::write(&path, text).unwrap();
+        let overrides = crate::config::Overrides::default();
+        let mut config =
+            Config::load(Some(&path), crate::config::Caller::Command, &overrides).unwrap();
+        // As they are where the configuration or the flags name them from the working directory.
+        if let Location::S3 { options, .. } = &mut config.repositories[0].location {
+            options.ca_file = Some("ca.pem".into());
+            let pair = options.credentials.as_mut().unwrap();
+            pair.access_key = SecretReference::File("id".into());
+            pair.secret_key = SecretReference::File("secret".into());
+        }
+        let text = hook_configuration(&config).unwrap().to_toml();
+        let here = std::env::current_dir().unwrap();
+        for name in ["ca.pem", "id", "secret"] {
+            let absolute = here.join(name).display().to_string();
+            assert!(text.contains(&absolute), "{absolute}: {text}");
+        }
     }
 }

@@ -111,7 +111,7 @@ pub struct RecoveryFacts<'a> {
     pub action: Action,
     /// What replay needs.
     pub minimums: WalMinimums,
-    /// Value of `walden.restored_from`: cluster, backup and stop, for people and for `init --adopt`.
+    /// Value of `walden.restored_from`: cluster, backup and stop, for people; `run`, `backup` and `archive-push` refuse a server that has it.
     pub restored_from: &'a str,
     /// Absolute path of this program.
     pub program: &'a str,

@@ -9,6 +9,7 @@ use super::Globals;
 use crate::cli::ServerArgs;
 use crate::config::{OnInvalid, Overrides, Rpo};
 use crate::exit_code::ExitCode;
+use crate::failure::Advise;
 use crate::open;
 use crate::shutdown::{GRACE, Shutdown};
 
@@ -68,9 +69,13 @@ pub(crate) async fn run(args: RunArgs, globals: &Globals) -> Result<ExitCode> {
         },
     };
     let stop = Shutdown::on_signals(GRACE)?.channel();
-    Receiver::new(receiver, uploader, stop)?
-        .run()
-        .await
-        .context("receive WAL")?;
+    let received = Receiver::new(receiver, uploader, stop)?.run().await;
+    let clone = matches!(received, Err(archiver::Error::RestoredClone { .. }));
+    let received = received.context("receive WAL");
+    if clone {
+        received.hint("a restored server that shall replace its source is let in as the guide says, \"Going live after a restore\"")?;
+    } else {
+        received?;
+    }
     Ok(ExitCode::Done)
 }
