@@ -22,13 +22,14 @@ use repository::descriptor::FORMAT;
 use repository::key::{BackupLabel, BackupObject, ObjectKey};
 use repository::wal::lineage;
 use serde::Serialize;
-use wal_format::{Lsn, SegmentSize, TimelineId};
+use wal_format::{Lsn, TimelineId};
 
 use self::manifest::Manifest;
 use self::parts::Place;
 use self::receive::Received;
 use self::wal::StoredWal;
 use crate::replication::{CancelToken, Connection, ConnectionInfo, Mode, SystemIdentity};
+use crate::server_identity::check_identity;
 use crate::upload::{Uploader, error_text};
 use crate::{Error, Result};
 
@@ -176,8 +177,8 @@ async fn run(
 ) -> Result<BackupDescriptor> {
     let mut connection = Connection::connect(request.server, Mode::PhysicalReplication).await?;
     connection.require_supported()?;
-    let identity = connection.identify_system().await?;
-    let size = check_server(&mut connection, &identity, request.cluster).await?;
+    let identity = check_identity(&mut connection, request.cluster).await?;
+    let size = request.cluster.segment_size()?;
     let stored = StoredWal {
         repository: request.uploader.repository(),
         cluster: request.cluster.id(),
@@ -269,41 +270,6 @@ async fn run(
     };
     put_document(request, &place, BackupObject::Descriptor, &descriptor).await?;
     Ok(descriptor)
-}
-
-/// The server must be the one whose WAL the repository holds.
-async fn check_server(
-    connection: &mut Connection,
-    identity: &SystemIdentity,
-    cluster: &ClusterDocument,
-) -> Result<SegmentSize> {
-    let size = connection.wal_segment_size().await?;
-    let wrong = |what, expected: String, found: String| Error::WrongServer {
-        what,
-        expected,
-        found,
-    };
-    if identity.system_identifier != cluster.system_identifier {
-        return Err(wrong(
-            "system identifier",
-            cluster.system_identifier.to_string(),
-            identity.system_identifier.to_string(),
-        ));
-    }
-    if size != cluster.segment_size()? {
-        return Err(wrong(
-            "WAL segment size",
-            cluster.wal_segment_size.to_string(),
-            size.bytes().to_string(),
-        ));
-    }
-    match connection.show("walden.restored_from").await {
-        Ok(from) if !from.is_empty() => Err(Error::RestoredClone { from }),
-        Ok(_) => Ok(size),
-        // A server that was never restored does not know the setting.
-        Err(error) if error.server().is_some() => Ok(size),
-        Err(error) => Err(error),
-    }
 }
 
 /// Takes the label, before anything else is stored under it.
