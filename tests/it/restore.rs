@@ -5,6 +5,7 @@
 
 mod actions;
 mod harmless;
+mod large;
 mod layout;
 mod refused;
 mod targets;
