@@ -75,7 +75,7 @@ pub struct BackupDescriptor {
     /// Plain bytes of all parts.
     #[serde(with = "text")]
     pub plain_size: u64,
-    /// Bytes stored for it, manifest included.
+    /// Bytes stored for it: parts, manifest and catalogue snapshot.
     #[serde(with = "text")]
     pub stored_size: u64,
 }

@@ -6,6 +6,7 @@ mod backup;
 mod demo;
 mod init;
 mod list_status;
+mod log;
 mod push;
 mod rescue;
 mod restore;

@@ -8,6 +8,7 @@
 mod archiving;
 mod manifest;
 mod members;
+mod names;
 mod parts;
 mod receive;
 mod wal;
@@ -25,6 +26,7 @@ use serde::Serialize;
 use wal_format::{Lsn, TimelineId};
 
 use self::manifest::Manifest;
+pub use self::names::NamesTaken;
 use self::parts::Place;
 use self::receive::Received;
 use self::wal::StoredWal;
@@ -134,6 +136,15 @@ pub fn draw_random() -> Result<u16> {
     Ok(u16::from_le_bytes(bits))
 }
 
+/// A backup that exists.
+#[derive(Clone, Debug)]
+pub struct Taken {
+    /// Its descriptor, as it was stored.
+    pub descriptor: BackupDescriptor,
+    /// What became of its catalogue snapshot, without which the backup is as good.
+    pub names: NamesTaken,
+}
+
 type Observe<'a> = &'a (dyn Fn(BackupEvent) + Send + Sync);
 
 /// Takes a full base backup. It exists when this returns `Ok`, and only then.
@@ -148,7 +159,7 @@ pub async fn take(
     request: &BackupRequest<'_>,
     observe: Observe<'_>,
     stop: impl Future<Output = ()>,
-) -> Result<BackupDescriptor> {
+) -> Result<Taken> {
     let mut running = None;
     let outcome = tokio::select! {
         outcome = Box::pin(run(request, observe, &mut running)) => outcome,
@@ -174,7 +185,7 @@ async fn run(
     request: &BackupRequest<'_>,
     observe: Observe<'_>,
     running: &mut Option<CancelToken>,
-) -> Result<BackupDescriptor> {
+) -> Result<Taken> {
     let mut connection = Connection::connect(request.server, Mode::PhysicalReplication).await?;
     connection.require_supported()?;
     let identity = check_identity(&mut connection, request.cluster).await?;
@@ -228,6 +239,7 @@ async fn run(
         tracing::debug!(error = error_text(&error), "the connection ended badly");
     }
 
+    let names = names::take(request, &place).await;
     let parts = received.uploads.finish().await?;
     let manifest_size = received.manifest.len() as u64;
     let (sealed, _) = parts::seal(
@@ -265,11 +277,11 @@ async fn run(
         tablespaces: received.tablespaces,
         manifest_size,
         plain_size: sum(|part| part.plain_size),
-        stored_size: sum(|part| part.stored_size) + sealed.stored_size(),
+        stored_size: sum(|part| part.stored_size) + sealed.stored_size() + names.stored_bytes,
         parts,
     };
     put_document(request, &place, BackupObject::Descriptor, &descriptor).await?;
-    Ok(descriptor)
+    Ok(Taken { descriptor, names })
 }
 
 /// Takes the label, before anything else is stored under it.
