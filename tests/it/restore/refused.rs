@@ -4,7 +4,10 @@ use super::{Source, tree};
 use crate::support::postgres::Server;
 use crate::support::walden::wait_until_stored;
 use repository::identity::{ExposeSecret, generate_identity};
+use rustix::process::Signal;
 use std::fs;
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -126,4 +129,50 @@ fn plain_objects_are_restored_despite_an_identity_only_if_told_so() {
         .restorer
         .restore("told", &["--to", "latest", "--allow-plain"]);
     assert_eq!(restored.client.psql("select sum(n) from t"), "3");
+}
+
+#[test]
+fn a_place_that_is_taken_is_said_and_another_one_continues() {
+    let source = Source::start(Server::builder(18).wal_segment_mib(1), false, None);
+    source.server.psql("create table t as select 7 as n");
+    source.backup();
+    wait_until_stored(&source.server);
+    let restorer = &source.restorer;
+    let mut place = restorer.place("taken");
+    let mut arguments = restorer.arguments(&place, &["--to", "latest"]);
+
+    // The port asked for.
+    let port = place.port.number();
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
+    let refused = restorer.walden.run(&arguments).expect_code(1);
+    let expected = format!("port {port} is in use");
+    assert!(refused.stdout.contains(&expected), "{refused}");
+    assert!(!place.data.exists());
+    drop(listener);
+
+    // The place that the source's configuration names: known when the backup is laid out.
+    let named = arguments
+        .iter()
+        .position(|argument| argument == "--port")
+        .unwrap();
+    let port = arguments.drain(named..named + 2).collect::<Vec<_>>();
+    let socket = restorer.scratch.join(".s.PGSQL.5432");
+    let listener = UnixListener::bind(&socket).unwrap();
+    let refused = restorer.walden.run(&arguments).expect_code(1);
+    let expected = socket.to_str().unwrap();
+    assert!(refused.stdout.contains(expected), "{refused}");
+    assert!(refused.stdout.contains("with --port"), "{refused}");
+    assert!(!place.data.join("global/pg_control").exists());
+    drop(listener);
+    arguments.extend(port);
+    place.said = restorer.walden.run(&arguments).expect_success().json();
+    assert_eq!(place.said["resumed"], true);
+    assert_eq!(place.client.psql("select n from t"), "7");
+
+    // The folder of a restore that was finished before.
+    let refused = restorer.walden.run(&arguments).expect_code(1);
+    assert!(refused.stdout.contains("a server is running"), "{refused}");
+    place.stop(Signal::INT);
+    let refused = restorer.walden.run(&arguments).expect_code(1);
+    assert!(refused.stdout.contains("a finished restore"), "{refused}");
 }
