@@ -89,7 +89,7 @@ fn restores_to_every_target(
 
 #[track_caller]
 fn restores_to(source: &Source, number: usize, target: &Target, expected: &Rows) {
-    let mut arguments = target_arguments(target, number % 2 == 0);
+    let mut arguments = target_arguments(target, number.is_multiple_of(2));
     let promote = number % 4 == 3;
     let action = if promote { "promote" } else { "pause" };
     arguments.extend(["--action", action].map(str::to_owned));
