@@ -24,25 +24,25 @@ use std::time::Duration;
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A server that is archived and backed up, and what is needed to restore it.
-struct Source {
-    server: Server,
+pub(crate) struct Source {
+    pub(crate) server: Server,
     /// `walden run`, while it runs.
     run: Option<Running>,
     /// The repository, if it is a folder.
     repository: PathBuf,
-    url: String,
+    pub(crate) url: String,
     /// In the source's folder.
     archiver: Walden,
     /// In another, empty folder: a restore needs only the URL and the identity.
-    restorer: Walden,
-    identity: Option<String>,
+    pub(crate) restorer: Walden,
+    pub(crate) identity: Option<String>,
     /// Restored servers have their sockets here, and their data directories below it.
     scratch: Scratch,
 }
 
 impl Source {
     /// Folders whose names are hard to quote.
-    fn start(builder: Builder, encrypted: bool, bucket: Option<&Bucket>) -> Self {
+    pub(crate) fn start(builder: Builder, encrypted: bool, bucket: Option<&Bucket>) -> Self {
         let scratch = Scratch::new();
         // The source itself is told another folder on its command line.
         let server = builder
@@ -99,13 +99,13 @@ impl Source {
         self.run = Some(run);
     }
 
-    fn backup(&self) -> Value {
+    pub(crate) fn backup(&self) -> Value {
         let arguments = ["backup", "--fast-checkpoint", "--json"];
         json(&self.archiver.run(arguments).expect_success())
     }
 
     /// Until everything that the server has flushed is stored.
-    fn wait_stored(&self) {
+    pub(crate) fn wait_stored(&self) {
         let flushed = self.server.psql("select pg_current_wal_flush_lsn()");
         wait_until("the last WAL is stored", DEADLINE, || {
             let stored = format!(
@@ -141,7 +141,7 @@ impl Source {
 
     /// Restores, and checks what every restore has to say.
     #[track_caller]
-    fn restore(&self, name: &str, more: &[&str]) -> Restored {
+    pub(crate) fn restore(&self, name: &str, more: &[&str]) -> Restored {
         let mut restored = self.place(name);
         let output = self
             .restorer
@@ -158,12 +158,12 @@ impl Source {
 }
 
 /// A restored server, which `walden restore` has started or will: dropping it stops it and removes it.
-struct Restored {
+pub(crate) struct Restored {
     data: PathBuf,
     port: Port,
     /// Its clients. The server is not this value's child.
-    client: Server,
-    said: Value,
+    pub(crate) client: Server,
+    pub(crate) said: Value,
 }
 
 impl Restored {

@@ -55,25 +55,25 @@ pub struct Link {
 
 /// What a stretch of WAL says.
 #[derive(Clone, Debug, Default)]
-pub struct Stretch {
+pub(super) struct Stretch {
     /// Transactions that committed and were asked for, oldest first.
-    pub ended: VecDeque<Ended>,
+    pub(super) ended: VecDeque<Ended>,
     /// All commits.
-    pub commits: u64,
+    pub(super) commits: u64,
     /// What transactions that did not end in it did in it.
-    pub open: BTreeMap<u32, Work>,
+    pub(super) open: BTreeMap<u32, Work>,
     /// Rows of `pg_database` that were last overwritten here.
-    pub in_place: BTreeMap<(u32, u16), Mark>,
+    pub(super) in_place: BTreeMap<(u32, u16), Mark>,
     /// Transactions from this one on began in it.
-    pub first_next_xid: Option<u32>,
+    pub(super) first_next_xid: Option<u32>,
     /// Files that took another's place.
-    pub links: Vec<Link>,
+    pub(super) links: Vec<Link>,
     /// Whether some transactions could not be followed.
-    pub overflowed: bool,
+    pub(super) overflowed: bool,
 }
 
 /// Looks at the records of a stretch in WAL order.
-pub struct Scan<'a> {
+pub(super) struct Scan<'a> {
     /// The file of `pg_database`.
     pg_database: u32,
     /// Most transactions to keep: the newest ones.
@@ -88,7 +88,7 @@ pub struct Scan<'a> {
 impl<'a> Scan<'a> {
     /// A scan that keeps the `keep` newest of the transactions that `wanted` accepts. `wanted` must accept what it could accept once the
     /// beginning of the transaction is known.
-    pub fn new(
+    pub(super) fn new(
         pg_database: u32,
         keep: usize,
         wanted: &'a (dyn Fn(&Ended) -> bool + Sync),
@@ -104,7 +104,7 @@ impl<'a> Scan<'a> {
     }
 
     /// Takes the next record: where it starts and ends, its length, its transaction (0: none), what it says.
-    pub fn observe(&mut self, start: Lsn, end: Lsn, bytes: u32, xid: u32, change: Change) {
+    pub(super) fn observe(&mut self, start: Lsn, end: Lsn, bytes: u32, xid: u32, change: Change) {
         let mark = Mark {
             lsn: start,
             commits: self.found.commits,
@@ -271,7 +271,7 @@ impl<'a> Scan<'a> {
     }
 
     /// What was found.
-    pub fn finish(mut self) -> Stretch {
+    pub(super) fn finish(mut self) -> Stretch {
         let total = self.found.commits;
         for work in self.found.open.values_mut() {
             work.settle(total);
@@ -284,7 +284,7 @@ impl<'a> Scan<'a> {
 }
 
 /// Whether a transaction number is `first` or comes after it: numbers are counted in a circle.
-pub fn is_from(xid: u32, first: u32) -> bool {
+pub(super) fn is_from(xid: u32, first: u32) -> bool {
     xid.wrapping_sub(first) < 1 << 31
 }
 
@@ -472,27 +472,33 @@ mod tests {
 
     #[test]
     fn only_a_rewrite_that_can_be_nothing_else_is_a_link() {
-        let check = |locks: &[(u32, u32, u32)], created: &[u32], dropped: &[u32], expected: bool| {
-            let mut changes = vec![(0, Change::NextXid(10)), (0, Change::Locks(locks.to_vec()))];
-            changes.extend(
-                created
-                    .iter()
-                    .map(|number| (10, Change::CreateFile(file(*number)))),
-            );
-            let Change::End(mut end) = end(10, true, &[]) else {
-                panic!("an end")
-            };
-            end.dropped_files = dropped.iter().map(|number| file(*number)).collect();
-            changes.push((10, Change::End(end)));
-            let found = scan(9, changes);
-            assert_eq!(found.links.len(), usize::from(expected), "{locks:?}");
-            if expected {
-                assert_eq!(
-                    (found.links[0].old, found.links[0].new, found.links[0].relation),
-                    (file(1), file(2), 16384)
+        let check =
+            |locks: &[(u32, u32, u32)], created: &[u32], dropped: &[u32], expected: bool| {
+                let mut changes =
+                    vec![(0, Change::NextXid(10)), (0, Change::Locks(locks.to_vec()))];
+                changes.extend(
+                    created
+                        .iter()
+                        .map(|number| (10, Change::CreateFile(file(*number)))),
                 );
-            }
-        };
+                let Change::End(mut end) = end(10, true, &[]) else {
+                    panic!("an end")
+                };
+                end.dropped_files = dropped.iter().map(|number| file(*number)).collect();
+                changes.push((10, Change::End(end)));
+                let found = scan(9, changes);
+                assert_eq!(found.links.len(), usize::from(expected), "{locks:?}");
+                if expected {
+                    assert_eq!(
+                        (
+                            found.links[0].old,
+                            found.links[0].new,
+                            found.links[0].relation
+                        ),
+                        (file(1), file(2), 16384)
+                    );
+                }
+            };
         check(&[(10, 5, 16384)], &[2], &[1], true);
         check(&[(10, 5, 16384), (10, 5, 16384)], &[2], &[1], true);
         check(&[(10, 5, 16384), (10, 5, 16385)], &[2], &[1], false);
