@@ -241,11 +241,10 @@ async fn from_repository(
 fn restore_arguments(args: &LogArgs) -> String {
     let mut arguments = String::new();
     if let Some(url) = &args.source.url {
-        arguments.push_str(&format!(" {}", quote_for_shell(url)));
+        arguments.push_str(&format!(" {}", word(url)));
     }
     if let Some(identity) = &args.identity {
-        let identity = quote_for_shell(&identity.to_string());
-        arguments.push_str(&format!(" --identity {identity}"));
+        arguments.push_str(&format!(" --identity {}", word(&identity.to_string())));
     }
     if let Some(cluster) = &args.source.cluster {
         arguments.push_str(&format!(" --cluster {cluster}"));
@@ -254,6 +253,15 @@ fn restore_arguments(args: &LogArgs) -> String {
         arguments.push_str(&format!(" --timeline {timeline}"));
     }
     arguments
+}
+
+/// One word for a shell, quoted where that is needed.
+fn word(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || ":/._-=,@+".contains(c);
+    match text.chars().all(plain) {
+        true => text.to_owned(),
+        false => quote_for_shell(text),
+    }
 }
 
 fn query_of(args: &LogArgs) -> Result<LogQuery> {

@@ -16,6 +16,8 @@ const MAX_OPEN: usize = 50_000;
 const MAX_UNDECIDED: usize = 10_000;
 /// Most rows of `pg_database` that are remembered as overwritten.
 const MAX_IN_PLACE: usize = 1024;
+/// Most moves of databases that are followed at a time.
+const MAX_MOVES: usize = 64;
 /// Most rewrites that are remembered of a stretch.
 const MAX_LINKS: usize = 1024;
 /// Most subtransactions that are kept by number.
@@ -82,6 +84,8 @@ pub(super) struct Scan<'a> {
     wanted: &'a (dyn Fn(&Ended) -> bool + Sync),
     decided: usize,
     undecided: usize,
+    /// Databases whose files were copied elsewhere, and the commits since that may be the move's.
+    moves: BTreeMap<u32, (Mark, Vec<Lsn>)>,
     found: Stretch,
 }
 
@@ -99,6 +103,7 @@ impl<'a> Scan<'a> {
             wanted,
             decided: 0,
             undecided: 0,
+            moves: BTreeMap::new(),
             found: Stretch::default(),
         }
     }
@@ -137,6 +142,15 @@ impl<'a> Scan<'a> {
                     rows.insert(row, mark);
                 }
             }
+            // Of ALTER DATABASE … SET TABLESPACE only the commit between these two has a number.
+            Change::Cluster(ClusterEvent::MoveDatabase(database)) if xid == 0 => {
+                if self.moves.len() < MAX_MOVES {
+                    self.moves.insert(database, (mark, Vec::new()));
+                }
+            }
+            Change::Cluster(ClusterEvent::DropDatabase(database)) if xid == 0 => {
+                self.moved(database);
+            }
             change if xid != 0 => self.apply(xid, mark, change),
             _ => {}
         }
@@ -144,6 +158,23 @@ impl<'a> Scan<'a> {
             && let Some(work) = self.work(xid)
         {
             work.note(start, bytes);
+        }
+    }
+
+    /// The old files of a moved database are removed: the move is the one transaction in between that changed `pg_database`, if it is one.
+    fn moved(&mut self, database: u32) {
+        let Some((begun, commits)) = self.moves.remove(&database) else {
+            return;
+        };
+        let [commit] = commits.as_slice() else {
+            return;
+        };
+        let mut ended = self.found.ended.iter_mut();
+        if let Some(ended) = ended.find(|ended| ended.commit == *commit) {
+            let mut mark = begun;
+            mark.commits = ended.commits_before.saturating_sub(begun.commits);
+            ended.work.mark_early(mark);
+            ended.work.push_event(ClusterEvent::MoveDatabase(database));
         }
     }
 
@@ -224,6 +255,17 @@ impl<'a> Scan<'a> {
         }
         if !record.committed {
             return;
+        }
+        let changes_pg_database = work
+            .files
+            .iter()
+            .any(|(file, done)| self.is_pg_database(*file) && done.rows.updated > 0);
+        if changes_pg_database {
+            for (begun, commits) in self.moves.values_mut() {
+                if work.first.is_some_and(|first| first > begun.lsn) && commits.len() < 2 {
+                    commits.push(start);
+                }
+            }
         }
         let commits_before = self.found.commits;
         self.found.commits += 1;
@@ -468,6 +510,39 @@ mod tests {
         // Its beginning is in older WAL.
         assert!(found.ended[2].may_have_begun_before);
         assert_eq!(found.ended[2].work.dropped_database_row, Some((0, 6)));
+    }
+
+    #[test]
+    fn a_move_is_the_one_transaction_between_copy_and_removal() {
+        let updated = Change::Rows {
+            file: PG_DATABASE,
+            rows: RowCounts {
+                updated: 1,
+                ..RowCounts::default()
+            },
+            deleted: None,
+        };
+        let check = |other: bool, expected: usize| {
+            let mut changes = vec![
+                (0, Change::NextXid(10)),
+                (0, Change::Cluster(ClusterEvent::MoveDatabase(77))),
+                (10, updated.clone()),
+            ];
+            if other {
+                changes.extend([(11, updated.clone()), (11, end(11, true, &[]))]);
+            }
+            changes.push((10, end(10, true, &[])));
+            changes.push((0, Change::Cluster(ClusterEvent::DropDatabase(77))));
+            let found = scan(9, changes);
+            let moved = found
+                .ended
+                .iter()
+                .filter(|ended| ended.work.events == [ClusterEvent::MoveDatabase(77)])
+                .map(|ended| ended.work.early.unwrap().lsn);
+            assert_eq!(moved.collect::<Vec<_>>(), vec![Lsn::new(200); expected]);
+        };
+        check(false, 1);
+        check(true, 0);
     }
 
     #[test]

@@ -31,7 +31,7 @@ fn relations_are_followed(builder: Builder) {
         "refilled",
         "retyped",
         "vacuumed",
-        "both",
+        "swapped",
         "kept",
         "twice",
     ] {
@@ -58,7 +58,7 @@ fn relations_are_followed(builder: Builder) {
         server.psql("select pg_relation_filenode('vacuumed')"),
         full_before
     );
-    let both = transaction(server, "drop table both; create table new_one (n int)");
+    let both = transaction(server, "drop table swapped; create table new_one (n int)");
     let parted = transaction(server, "drop table parted");
     let views = transaction(server, "drop view looks; drop materialized view seen");
     let young = transaction(
@@ -116,8 +116,8 @@ fn relations_are_followed(builder: Builder) {
     check(
         both,
         &[
-            ("public.both", "dropped"),
-            ("public.both_id_seq", "dropped"),
+            ("public.swapped", "dropped"),
+            ("public.swapped_id_seq", "dropped"),
         ],
     );
     let new_one: Vec<_> = find(&found, both)

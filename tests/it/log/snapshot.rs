@@ -57,7 +57,7 @@ fn asked(server: &Server, database: &str) -> BTreeSet<String> {
     psql.arg(
         "select case c.reltablespace when 0 then d.dattablespace else c.reltablespace end || '/'
                 || case c.relisshared when true then 0 else d.oid end || '/' || pg_relation_filenode(c.oid)
-                || ' ' || c.relkind::text || ' ' || c.relnamespace::regnamespace::text || ' ' || c.relname::text
+                || ' ' || c.relkind::text || ' ' || c.relnamespace::regnamespace::text || ' ' || replace(c.relname::text, e'\n', '~')
                 || ' ' || coalesce((select i.indrelid from pg_index i where i.indexrelid = c.oid),
                                    (select t.oid from pg_class t where t.reltoastrelid = c.oid), 0)
          from pg_class c, pg_database d
@@ -77,7 +77,8 @@ fn told(names: &CatalogNames, databases: &[u32]) -> BTreeSet<String> {
                 database,
                 file,
             } = file;
-            let (kind, schema, name) = (relation.kind, &relation.schema, &relation.name);
+            let (kind, schema) = (relation.kind, &relation.schema);
+            let name = relation.name.replace('\n', "~");
             let owner = relation.owner.unwrap_or(0);
             format!("{tablespace}/{database}/{file} {kind} {schema} {name} {owner}")
         })
