@@ -182,7 +182,12 @@ pub fn describe(ended: &Ended, book: &NameBook) -> Described {
             .filter(|(database, oid)| !own(*database, *oid));
         others.copied().collect()
     });
-    let fates = Fates::judge(ended, book, &created, &dropped_files, dropped.as_ref());
+    let lasting = created
+        .iter()
+        .filter(|file| !record.dropped_files.contains(file))
+        .copied()
+        .collect();
+    let fates = Fates::judge(ended, book, &lasting, &dropped_files, dropped.as_ref());
 
     for (file, work) in &work.files {
         let transient = work.created && record.dropped_files.contains(file);
@@ -483,5 +488,307 @@ fn targets(past: &Past) -> (Target, Option<Target>) {
                 false => (commit, Some(lock)),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::query::LogQuery;
+    use super::super::work::{End, FileWork, Mark, Work};
+    use super::*;
+    use repository::names::{CatalogNames, Line, NamesWriter, ReadAt};
+    use std::sync::Arc;
+
+    const DB: u32 = 5;
+
+    fn file(number: u32) -> RelationLocator {
+        RelationLocator {
+            tablespace: 1663,
+            database: DB,
+            relation: number,
+        }
+    }
+
+    /// `orders` (16384) with an index (16388) and a TOAST table (16386) with its index (16387); `view` (16390); `seen` (16391).
+    fn book() -> NameBook {
+        let mut writer = NamesWriter::default();
+        let mut push = |line| writer.push(&line).unwrap();
+        push(Line::Catalog {
+            format: 1,
+            requires: Vec::new(),
+            label: "b".into(),
+            system_identifier: 1,
+            pg_version: 18,
+            taken: jiff::Timestamp::UNIX_EPOCH,
+        });
+        push(Line::Database {
+            oid: DB,
+            name: "shop".into(),
+            tablespace: 1663,
+            read: Some(ReadAt {
+                lsn: Lsn::new(1),
+                snapshot: "3:3:".into(),
+            }),
+        });
+        for (oid, kind, schema, name, owner) in [
+            (1259, 'r', "pg_catalog", "pg_class", None),
+            (16384, 'r', "public", "orders", None),
+            (16386, 't', "pg_toast", "pg_toast_16384", Some(16384)),
+            (16387, 'i', "pg_toast", "pg_toast_16384_index", Some(16386)),
+            (16388, 'i', "public", "orders_pkey", Some(16384)),
+            (16390, 'p', "public", "parted", None),
+            (16391, 'm', "public", "seen", None),
+        ] {
+            push(Line::Relation {
+                oid,
+                file: (kind != 'p').then_some(oid),
+                tablespace: 1663,
+                kind,
+                schema: schema.into(),
+                name: name.into(),
+                owner,
+            });
+        }
+        let names = CatalogNames::parse(&writer.finish(), "k").unwrap();
+        let mut book = NameBook::default();
+        book.add(Lsn::new(10), Arc::new(names));
+        book
+    }
+
+    /// (number, inserted rows, created, written)
+    fn past(
+        files: &[(u32, u64, bool, bool)],
+        dropped_files: &[u32],
+        dropped: Option<&[u32]>,
+    ) -> Past {
+        let files = files.iter().map(|(number, inserted, created, written)| {
+            let work = FileWork {
+                rows: RowCounts {
+                    inserted: *inserted,
+                    ..RowCounts::default()
+                },
+                created: *created,
+                written: *written,
+            };
+            (file(*number), work)
+        });
+        let ended = Ended {
+            commit: Lsn::new(500),
+            end: Lsn::new(580),
+            record: End {
+                xid: 7,
+                committed: true,
+                time: Timestamp(0),
+                gid: None,
+                database: DB,
+                subtransactions: Vec::new(),
+                dropped_files: dropped_files.iter().copied().map(file).collect(),
+                dropped_relations: dropped
+                    .map(|dropped| dropped.iter().map(|oid| (DB, *oid)).collect()),
+            },
+            subtransactions: 0,
+            work: Work {
+                first: Some(Lsn::new(400)),
+                files: files.collect(),
+                ..Work::default()
+            },
+            may_have_begun_before: false,
+            commits_before: 3,
+        };
+        Past::new(ended, 2)
+    }
+
+    #[track_caller]
+    fn check(past: &Past, expected: &[(&str, Option<Fate>, u64, u32)]) {
+        let entry = LogEntry::new(past, &book());
+        let found: Vec<(String, Option<Fate>, u64, u32)> = entry
+            .relations
+            .iter()
+            .map(|change| {
+                let name = match &change.subject {
+                    Subject::Named(named) => named.name.clone(),
+                    Subject::File(file) => file.to_string(),
+                    Subject::Oid(database, oid) => format!("{database}/{oid}"),
+                };
+                (name, change.fate, change.rows.inserted, change.dependents)
+            })
+            .collect();
+        let expected: Vec<(String, Option<Fate>, u64, u32)> = expected
+            .iter()
+            .map(|(name, fate, rows, dependents)| ((*name).to_owned(), *fate, *rows, *dependents))
+            .collect();
+        assert_eq!(found, expected);
+    }
+
+    const ALL: &[u32] = &[16384, 16386, 16387, 16388];
+
+    #[test]
+    fn a_drop_is_told_from_a_rewrite_and_a_truncate() {
+        check(
+            &past(&[(1259, 4, false, true)], ALL, Some(ALL)),
+            &[("orders", Some(Fate::Dropped), 0, 3)],
+        );
+        // New files of table, TOAST table and both indexes: only the indexes were written.
+        let emptied = &[
+            (20001, 0, true, false),
+            (20002, 0, true, false),
+            (20003, 0, true, true),
+            (20004, 0, true, true),
+        ];
+        check(
+            &past(emptied, ALL, Some(&[])),
+            &[("orders", Some(Fate::Truncated), 0, 3)],
+        );
+        let filled = &[
+            (20001, 0, true, true),
+            (20002, 0, true, false),
+            (20003, 0, true, true),
+            (20004, 0, true, true),
+        ];
+        check(
+            &past(filled, ALL, Some(&[])),
+            &[("orders", Some(Fate::Rewritten), 0, 3)],
+        );
+        // VACUUM FULL makes a relation whose OID is its file's number, and drops it.
+        check(
+            &past(filled, ALL, Some(&[20001])),
+            &[("orders", Some(Fate::Rewritten), 0, 3)],
+        );
+    }
+
+    #[test]
+    fn what_wal_does_not_tell_is_not_guessed() {
+        // Before 15 nothing says which relations were dropped.
+        check(
+            &past(&[], ALL, None),
+            &[("orders", Some(Fate::DroppedOrRewritten), 0, 3)],
+        );
+        // One more file than was replaced: a new table beside the rewrite, but which is it?
+        let more = &[(20001, 0, true, true), (20009, 0, true, true)];
+        check(
+            &past(more, &[16391], Some(&[])),
+            &[
+                ("1663/5/20001", Some(Fate::CreatedOrRewritten), 0, 0),
+                ("1663/5/20009", Some(Fate::CreatedOrRewritten), 0, 0),
+                ("seen", Some(Fate::TruncatedOrRewritten), 0, 0),
+            ],
+        );
+        // An unknown file, and an unknown relation that was dropped: perhaps one and the same.
+        check(
+            &past(&[], &[17000], Some(&[16999])),
+            &[
+                ("1663/5/17000", Some(Fate::DroppedOrRewritten), 0, 0),
+                ("5/16999", Some(Fate::Dropped), 0, 0),
+            ],
+        );
+        check(
+            &past(&[(17001, 0, true, false)], &[17000], Some(&[])),
+            &[("1663/5/17000", Some(Fate::TruncatedOrRewritten), 0, 0)],
+        );
+        check(
+            &past(&[], &[17000], Some(&[17000])),
+            &[("1663/5/17000", Some(Fate::Dropped), 0, 0)],
+        );
+    }
+
+    #[test]
+    fn what_is_new_what_is_transient_and_what_has_no_file() {
+        check(
+            &past(&[(20001, 3, true, true)], &[], Some(&[])),
+            &[("1663/5/20001", Some(Fate::Created), 3, 0)],
+        );
+        check(
+            &past(&[(20001, 0, true, true)], &[20001], Some(&[20001])),
+            &[],
+        );
+        check(
+            &past(&[(20001, 0, true, true)], ALL, Some(ALL)),
+            &[
+                ("1663/5/20001", Some(Fate::Created), 0, 0),
+                ("orders", Some(Fate::Dropped), 0, 3),
+            ],
+        );
+        check(
+            &past(&[], &[], Some(&[16390])),
+            &[("parted", Some(Fate::Dropped), 0, 0)],
+        );
+        check(
+            &past(
+                &[
+                    (1259, 4, false, true),
+                    (16386, 9, false, true),
+                    (16384, 2, false, true),
+                ],
+                &[],
+                Some(&[]),
+            ),
+            &[("orders", None, 2, 1)],
+        );
+    }
+
+    #[test]
+    fn the_target_is_before_the_lock_unless_others_committed_meanwhile() {
+        let target = |lsn: u64, lost, because| Target {
+            lsn: Lsn::new(lsn),
+            lost,
+            because,
+        };
+        let check = |lock: Option<u64>, early: Option<u64>, expected: (Target, Option<Target>)| {
+            let mut past = past(&[], &[], Some(&[]));
+            let mark = |lsn: u64, commits| Mark {
+                lsn: Lsn::new(lsn),
+                commits,
+            };
+            past.ended.work.first_lock = lock.map(|commits| mark(450, commits));
+            past.ended.work.early = early.map(|commits| mark(300, commits));
+            assert_eq!(targets(&past), expected);
+        };
+        let commit = target(500, 2, Because::Commit);
+        check(None, None, (commit, None));
+        check(Some(0), None, (target(450, 2, Because::Lock), None));
+        check(Some(4), None, (commit, Some(target(450, 6, Because::Lock))));
+        check(Some(4), Some(5), (target(300, 7, Because::ActsEarly), None));
+    }
+
+    #[test]
+    fn selections_find_what_may_be_meant() {
+        let book = book();
+        let check = |past: &Past, query: LogQuery, expected: bool| {
+            assert_eq!(query.wants(&past.ended, &book), expected, "{query:?}");
+        };
+        let drops = || LogQuery {
+            drops: true,
+            ..LogQuery::default()
+        };
+        let relation = |name: &str| LogQuery {
+            relation: Some(name.into()),
+            ..LogQuery::default()
+        };
+        let inserted = past(&[(16384, 2, false, true)], &[], Some(&[]));
+        check(&past(&[], ALL, Some(ALL)), drops(), true);
+        check(&past(&[], ALL, None), drops(), true);
+        check(&inserted, drops(), false);
+        check(&inserted, relation("public.orders"), true);
+        check(&inserted, relation("shop.public.orders"), true);
+        check(&inserted, relation("orders"), false);
+        check(
+            &past(&[(17000, 1, false, true)], &[], Some(&[])),
+            relation("1663/5/17000"),
+            true,
+        );
+        let mut unsettled = inserted.clone();
+        unsettled.ended.may_have_begun_before = true;
+        check(&unsettled, drops(), true);
+        let mut event = inserted.clone();
+        event.ended.work.events = vec![ClusterEvent::DropDatabase(9)];
+        check(&event, drops(), true);
+        let in_range = |from: u64, to: u64| LogQuery {
+            from: Some(Lsn::new(from)),
+            to: Some(Lsn::new(to)),
+            ..LogQuery::default()
+        };
+        check(&inserted, in_range(500, 501), true);
+        check(&inserted, in_range(501, 600), false);
+        check(&inserted, in_range(100, 500), false);
     }
 }

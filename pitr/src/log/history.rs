@@ -18,6 +18,16 @@ pub struct Past {
 }
 
 impl Past {
+    /// One of which everything is known.
+    #[cfg(test)]
+    pub(super) fn new(ended: Ended, commits_after: u64) -> Self {
+        Self {
+            ended,
+            commits_after,
+            given_up: false,
+        }
+    }
+
     fn is_unsettled(&self) -> bool {
         self.ended.may_have_begun_before && !self.given_up
     }
@@ -67,10 +77,20 @@ impl History {
         &self.past
     }
 
-    /// Lets go of those that are not wanted after all.
-    pub(super) fn retain(&mut self, wanted: impl Fn(&Ended) -> bool) {
+    /// Lets go of those that are not wanted after all, and of those that are older than `count` that are.
+    pub(super) fn retain(&mut self, count: usize, wanted: impl Fn(&Ended) -> bool) {
         self.past
             .retain(|past| past.ended.may_have_begun_before || wanted(&past.ended));
+        let settled = self.past.iter().enumerate();
+        let mut settled = settled.filter(|(_, past)| !past.is_unsettled());
+        if let Some((last, _)) = count.checked_sub(1).and_then(|index| settled.nth(index)) {
+            self.past.truncate(last.saturating_add(1));
+        }
+    }
+
+    /// Of how many nothing is left to find out.
+    pub(super) fn settled(&self) -> usize {
+        self.past.iter().filter(|past| !past.is_unsettled()).count()
     }
 
     /// What comes next does not continue what was added: what began before will not be found.
@@ -80,15 +100,9 @@ impl History {
         }
     }
 
-    /// Whether the newest `count` are known, and nothing about them is left to find out. `false` also while there are fewer.
-    pub(super) fn is_settled(&self, count: usize) -> bool {
-        self.past.len() >= count && !self.has_unsettled(count)
-    }
-
-    /// Whether older WAL may tell more of one of the newest `count`.
-    pub(super) fn has_unsettled(&self, count: usize) -> bool {
-        let mut newest = self.past.iter().take(count);
-        newest.any(Past::is_unsettled)
+    /// Whether older WAL may tell more of any.
+    pub(super) fn has_unsettled(&self) -> bool {
+        self.past.iter().any(Past::is_unsettled)
     }
 
     /// Whether something found no room.

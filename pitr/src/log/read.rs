@@ -117,10 +117,14 @@ pub async fn read_log<S: WalSource>(
     let newest = reader.newest_wanted().await?;
     let mut history = History::new(reader.count_from(newest).await);
     let (mut end, mut searching) = (newest, true);
-    while end > 0 && !history.is_settled(query.last) {
+    while end > 0 {
         let begin = reader.stretch_before(end);
         let pieces = material.pieces.get(begin..end).unwrap_or_default();
-        searching = searching && !reader.is_too_old(pieces).await?;
+        // A commit that begins in the last of them ends in the next one, and counts there.
+        let described = material.pieces.get(begin..end + 1).unwrap_or(pieces);
+        searching = searching
+            && history.settled() < query.last
+            && !reader.is_too_old(pieces, described).await?;
         if let Some(hole) = material.holes.get(&end).filter(|_| end != newest) {
             history.give_up();
             if searching {
@@ -130,12 +134,12 @@ pub async fn read_log<S: WalSource>(
         if !searching {
             // Only what began here and committed later is still of interest.
             reader.looked_back += pieces.len();
-            if !history.has_unsettled(query.last) || reader.looked_back > MAX_LOOK_BACK {
+            if !history.has_unsettled() || reader.looked_back > MAX_LOOK_BACK {
                 break;
             }
         }
         history.add_older(reader.scan(begin, end, !searching).await?);
-        history.retain(|ended| query.wants(ended, &reader.book));
+        history.retain(query.last, |ended| query.wants(ended, &reader.book));
         end = begin;
     }
     reader.load_names_for(history.past()).await;
@@ -259,7 +263,7 @@ impl<S: WalSource> Reader<'_, S> {
     }
 
     /// Whether pieces are older than everything that is asked for, by more than clocks can be wrong.
-    async fn is_too_old(&self, pieces: &[Piece]) -> Result<bool> {
+    async fn is_too_old(&self, pieces: &[Piece], described: &[Piece]) -> Result<bool> {
         let size = u64::from(self.material.decoder.segment_size.bytes());
         let reach = pieces.last().map(|last| last.start.saturating_add(size));
         if self.query.from.is_some() && reach <= self.query.from {
@@ -268,7 +272,7 @@ impl<S: WalSource> Reader<'_, S> {
         let Some(since) = self.query.since else {
             return Ok(false);
         };
-        let described = pieces.iter().map(|piece| self.describe(piece));
+        let described = described.iter().map(|piece| self.describe(piece));
         let mut described = futures_util::stream::iter(described).buffered(DESCRIPTORS_IN_FLIGHT);
         while let Some(wal) = described.next().await {
             let Some(wal) = wal?.filter(|wal| !wal.incomplete) else {
