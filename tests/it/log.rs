@@ -8,11 +8,59 @@ mod rows;
 mod snapshot;
 mod targets;
 
-use crate::restore::Source;
-use crate::support::postgres::Server;
-use crate::support::process::Output;
+use crate::support::postgres::{Builder, Server};
+use crate::support::process::{Output, Running};
+use crate::support::restored::Restorer;
+use crate::support::walden::{Walden, wait_until_stored};
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::fs;
+
+/// A server whose WAL is received, and somebody who knows a URL and a key.
+struct Source {
+    server: Server,
+    archiver: Walden,
+    restorer: Restorer,
+    /// Receives as long as it is there.
+    _run: Running,
+}
+
+impl Source {
+    /// Folders whose names are hard to quote.
+    fn start(builder: Builder, encrypted: bool) -> Self {
+        let (mut restorer, builder) = Restorer::for_source(builder);
+        let server = builder.start();
+        let folder = server.scratch().join("wal \"den\" 50%f");
+        fs::create_dir(&folder).unwrap();
+        let repository = folder.join("re 'po\" größer");
+        restorer.url = format!("file://{}", repository.display()).replace('%', "%25");
+        let archiver = Walden::in_directory(&folder);
+        let conninfo = server.conninfo();
+        let mut arguments = vec!["init", &restorer.url, "--postgres", &conninfo];
+        if !encrypted {
+            arguments.push("--no-encryption");
+        }
+        archiver.run(arguments).expect_success();
+        let key = folder.join("walden.key");
+        restorer.identity = encrypted.then(|| format!("file:{}", key.display()));
+        let run = archiver.receive(&server, ["run", "--rpo", "200ms"]);
+        Self {
+            server,
+            archiver,
+            restorer,
+            _run: run,
+        }
+    }
+
+    fn backup(&self) -> Value {
+        let arguments = ["backup", "--fast-checkpoint", "--json"];
+        json(&self.archiver.run(arguments).expect_success())
+    }
+
+    fn wait_stored(&self) {
+        wait_until_stored(&self.server);
+    }
+}
 
 /// Inserted, updated, deleted.
 type Counts = (u64, u64, u64);
@@ -72,20 +120,27 @@ fn json(output: &Output) -> Value {
     serde_json::from_str(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output}"))
 }
 
-/// `walden log` with only the repository and the key, newest first.
+/// `walden log` with only the repository and the key: its document.
 #[track_caller]
-fn log(source: &Source, arguments: &[&str]) -> Vec<Entry> {
-    let mut line = vec!["log", source.url.as_str(), "--json"];
-    if let Some(identity) = &source.identity {
+fn document(source: &Source, arguments: &[&str]) -> Value {
+    let restorer = &source.restorer;
+    let mut line = vec!["log", restorer.url.as_str(), "--json"];
+    if let Some(identity) = &restorer.identity {
         line.extend(["--identity", identity.as_str()]);
     }
     line.extend(arguments);
-    let document = json(&source.restorer.run(line).expect_success());
+    let document = json(&restorer.walden.run(line).expect_success());
     assert_eq!(
         (&document["schema"], &document["version"]),
         (&"walden.log".into(), &1.into())
     );
-    entries(&document)
+    document
+}
+
+/// The transactions it shows, newest first.
+#[track_caller]
+fn log(source: &Source, arguments: &[&str]) -> Vec<Entry> {
+    entries(&document(source, arguments))
 }
 
 fn entries(document: &Value) -> Vec<Entry> {

@@ -11,6 +11,7 @@ mod push;
 mod rescue;
 mod restore;
 mod run;
+mod site;
 mod smoke;
 mod support;
 mod support_test;

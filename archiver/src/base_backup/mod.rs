@@ -23,7 +23,7 @@ use repository::descriptor::FORMAT;
 use repository::key::{BackupLabel, BackupObject, ObjectKey};
 use repository::wal::lineage;
 use serde::Serialize;
-use wal_format::{Lsn, SegmentSize, TimelineId};
+use wal_format::{Lsn, TimelineId};
 
 use self::manifest::Manifest;
 pub use self::names::NamesTaken;
@@ -31,6 +31,7 @@ use self::parts::Place;
 use self::receive::Received;
 use self::wal::StoredWal;
 use crate::replication::{CancelToken, Connection, ConnectionInfo, Mode, SystemIdentity};
+use crate::server_identity::check_identity;
 use crate::upload::{Uploader, error_text};
 use crate::{Error, Result};
 
@@ -187,8 +188,8 @@ async fn run(
 ) -> Result<Taken> {
     let mut connection = Connection::connect(request.server, Mode::PhysicalReplication).await?;
     connection.require_supported()?;
-    let identity = connection.identify_system().await?;
-    let size = check_server(&mut connection, &identity, request.cluster).await?;
+    let identity = check_identity(&mut connection, request.cluster).await?;
+    let size = request.cluster.segment_size()?;
     let stored = StoredWal {
         repository: request.uploader.repository(),
         cluster: request.cluster.id(),
@@ -281,41 +282,6 @@ async fn run(
     };
     put_document(request, &place, BackupObject::Descriptor, &descriptor).await?;
     Ok(Taken { descriptor, names })
-}
-
-/// The server must be the one whose WAL the repository holds.
-async fn check_server(
-    connection: &mut Connection,
-    identity: &SystemIdentity,
-    cluster: &ClusterDocument,
-) -> Result<SegmentSize> {
-    let size = connection.wal_segment_size().await?;
-    let wrong = |what, expected: String, found: String| Error::WrongServer {
-        what,
-        expected,
-        found,
-    };
-    if identity.system_identifier != cluster.system_identifier {
-        return Err(wrong(
-            "system identifier",
-            cluster.system_identifier.to_string(),
-            identity.system_identifier.to_string(),
-        ));
-    }
-    if size != cluster.segment_size()? {
-        return Err(wrong(
-            "WAL segment size",
-            cluster.wal_segment_size.to_string(),
-            size.bytes().to_string(),
-        ));
-    }
-    match connection.show("walden.restored_from").await {
-        Ok(from) if !from.is_empty() => Err(Error::RestoredClone { from }),
-        Ok(_) => Ok(size),
-        // A server that was never restored does not know the setting.
-        Err(error) if error.server().is_some() => Ok(size),
-        Err(error) => Err(error),
-    }
 }
 
 /// Takes the label, before anything else is stored under it.

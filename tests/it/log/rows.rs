@@ -1,7 +1,6 @@
 //! Every transaction of a workload with concurrent clients is in the log with its rows per table, and none that did not happen.
 
-use super::{Counts, Entry, find, json, log, transaction};
-use crate::restore::Source;
+use super::{Source, document, Counts, Entry, find, json, log, transaction};
 use crate::support::postgres::{Builder, Server};
 use crate::support::wal_dump::{Lsn, WalDump};
 use crate::support::walden::Walden;
@@ -118,7 +117,7 @@ fn every_row_is_in_the_log(builder: Builder, encrypted: bool) {
         .wal_segment_mib(1)
         .setting("autovacuum = off")
         .setting("max_prepared_transactions = 8");
-    let source = Source::start(builder, encrypted, None);
+    let source = Source::start(builder, encrypted);
     let server = &source.server;
     server.psql("create schema s; create table s.shared (n int)");
     for number in 0..3 {
@@ -266,15 +265,7 @@ fn every_row_is_in_the_log(builder: Builder, encrypted: bool) {
         time(entry) >= moment
     });
     // How many follow is not counted one by one then.
-    let until = json(
-        &source
-            .restorer
-            .run(arguments(
-                &source,
-                &["--until", &middle.committed, "--last", "1000"],
-            ))
-            .expect_success(),
-    );
+    let until = document(&source, &["--until", &middle.committed, "--last", "1000"]);
     let until: Vec<u64> = until["transactions"]
         .as_array()
         .unwrap()
@@ -336,15 +327,6 @@ fn long_xid(found: &[Entry]) -> u32 {
         .iter()
         .find(|entry| entry.rows.get("s.shared") == Some(&(1, 0, 1)));
     long.expect("the long one").xid
-}
-
-pub(super) fn arguments(source: &Source, more: &[&str]) -> Vec<String> {
-    let mut line = vec!["log".to_owned(), source.url.clone(), "--json".to_owned()];
-    if let Some(identity) = &source.identity {
-        line.extend(["--identity".to_owned(), identity.clone()]);
-    }
-    line.extend(more.iter().map(|argument| (*argument).to_owned()));
-    line
 }
 
 #[test]

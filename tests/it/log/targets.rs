@@ -1,7 +1,7 @@
 //! A restore to the target that the log prints brings back what was lost, and nothing else is gone than it says.
 
-use super::{Entry, find, log, transaction};
-use crate::restore::{Restored, Source};
+use super::{Source, Entry, find, log, transaction};
+use crate::support::restored::Restored;
 use crate::support::postgres::{Builder, Server};
 use crate::support::process::{self, COMMAND_DEADLINE, Output};
 
@@ -21,7 +21,7 @@ fn restore_to(source: &Source, lsn: &str, name: &str) -> Restored {
     let old = source.server.scratch().join("space");
     let new = source.server.scratch().join(format!("space of {name}"));
     let mapping = format!("{}={}", old.display(), new.display());
-    source.restore(
+    source.restorer.restore(
         name,
         &["--to-lsn", lsn, "--exclusive", "--map-tablespace", &mapping],
     )
@@ -34,7 +34,7 @@ fn query(server: &Server, database: &str, sql: &str) -> Output {
 }
 
 fn dropped_things_come_back(builder: Builder) {
-    let source = Source::start(builder.wal_segment_mib(1), true, None);
+    let source = Source::start(builder.wal_segment_mib(1), true);
     let server = &source.server;
     server.psql("create table orders (id int primary key, n int); insert into orders select n, n from generate_series(1, 100) n; create table log (n int)");
     server.psql("create database victim");
