@@ -74,6 +74,7 @@ async fn dispatch(command: Command, globals: &Globals) -> Result<ExitCode> {
         Command::Init(args) => commands::init::run(args, globals).await,
         Command::Config(args) => commands::config::run(args, globals).await,
         Command::List(args) => commands::list::run(args, globals).await,
+        Command::Log(args) => commands::log::run(*args, globals).await,
         Command::Status(args) => commands::status::run(args, globals).await,
         Command::ArchivePush(args) => commands::archive_push::run(args, globals).await,
         Command::Run(args) => commands::run::run(args, globals).await,

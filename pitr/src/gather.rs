@@ -97,6 +97,11 @@ impl PlanMaterial {
         })
     }
 
+    /// What a decoder of its WAL must know.
+    pub fn decoder(&self) -> DecoderConfig {
+        self.decoder
+    }
+
     /// Makes the plan for a target, from the backup named or the best one.
     ///
     /// # Errors

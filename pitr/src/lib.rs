@@ -8,6 +8,7 @@ pub mod error;
 pub mod gather;
 mod layout;
 pub mod listen_address;
+pub mod log;
 pub mod manifest;
 pub mod plan;
 pub mod postgres;

@@ -28,7 +28,7 @@ const MAX_WARNINGS: usize = 20;
 const USUAL_DATABASES: [&str; 2] = ["postgres", "template1"];
 
 /// The catalogue is read as it was at one moment, and never waits long for somebody else's lock.
-const BEGIN: &str = "SET client_encoding = 'UTF8'; SET search_path = pg_catalog; SET lock_timeout = '5s'; SET statement_timeout = '60s'; \
+const BEGIN: &str = "SET lock_timeout = '5s'; SET statement_timeout = '60s'; SET client_encoding = 'UTF8'; SET search_path = pg_catalog; \
                      SET idle_in_transaction_session_timeout = '60s'; BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 
 /// The snapshot is taken when this begins; the position is read right behind it.
