@@ -60,6 +60,7 @@ pub(crate) enum Command {
     Backup(commands::backup::BackupArgs),
     List(commands::list::ListArgs),
     Restore(Box<commands::restore::RestoreArgs>),
+    Verify(Box<commands::verify::VerifyArgs>),
     Status(commands::status::StatusArgs),
     Config(commands::config::ConfigArgs),
     ArchivePush(commands::archive_push::ArchivePushArgs),
@@ -330,9 +331,7 @@ mod tests {
 
     #[test]
     fn unbuilt_commands_are_not_offered() {
-        for name in [
-            "verify", "drill", "window", "log", "expire", "copy", "gap", "key",
-        ] {
+        for name in ["drill", "window", "log", "expire", "copy", "gap", "key"] {
             let error = parse(name).unwrap_err();
             assert_eq!(
                 error.kind(),

@@ -22,6 +22,7 @@ mod backup_label;
 mod control_file;
 mod crc;
 mod cursor;
+mod data_page;
 mod error;
 mod file_name;
 mod lsn;
@@ -37,6 +38,7 @@ mod version;
 
 pub use backup_label::{BackupHistory, BackupLabel, IncrementalFrom};
 pub use control_file::{ClusterState, ControlFile};
+pub use data_page::{DATA_PAGE_BYTES, DataPage};
 pub use error::Error;
 pub use file_name::{SegmentName, WalFileName};
 pub use lsn::{Lsn, SegmentNumber, SegmentSize};
