@@ -383,7 +383,7 @@ fn part_object(part: &PartDescriptor) -> BackupObject {
 /// The reason of an error whose object is named beside it.
 fn reason_of(error: &Error) -> String {
     match error {
-        Error::Integrity { object, reason } => format!("{object} {reason}"),
+        Error::Integrity { reason, .. } => reason.clone(),
         other => other.to_string(),
     }
 }

@@ -97,7 +97,11 @@ impl Archive {
             folder: &site.folder,
             recipient: recipient.as_deref(),
         };
-        fill(&clone, 4);
+        // Other rows, so that its records lie elsewhere.
+        clone.psql("insert into t values (9, 'another way')");
+        for _ in 0..4 {
+            rows(&clone, 700);
+        }
         let other_way = place.push_all(&clone, "clone");
         let foreigner = Server::builder(18)
             .wal_segment_mib(1)
@@ -191,7 +195,10 @@ impl Archive {
     }
 
     pub(super) fn second_backup_stopped(&self) -> String {
-        self.backups[1]["stopped"].as_str().unwrap().to_owned()
+        // PostgreSQL's times, and therefore targets, have microseconds.
+        let stopped: jiff::Timestamp = self.backups[1]["stopped"].as_str().unwrap().parse().unwrap();
+        let micros = stopped.as_microsecond() + 1;
+        jiff::Timestamp::from_microsecond(micros).unwrap().to_string()
     }
 
     /// The segment that holds the byte before `lsn`, on timeline 1.
@@ -350,13 +357,18 @@ fn backup(site: &Site) -> Value {
 /// So many segments and a bit, of bytes that do not compress.
 fn fill(server: &Server, segments: u32) {
     for _ in 0..segments {
-        server.psql(
-            "insert into t select n, decode(repeat(md5(random()::text || n), 1), 'hex') || \
-             decode((select string_agg(md5(random()::text || n || i), '') from generate_series(1, 60) i), 'hex') \
-             from generate_series(1, 900) n; select pg_switch_wal()",
-        );
+        rows(server, 900);
     }
     server.psql("insert into t values (0, null)");
+}
+
+/// So many rows of a kilobyte, and a segment switch.
+fn rows(server: &Server, count: u32) {
+    server.psql(&format!(
+        "insert into t select n, decode(repeat(md5(random()::text || n), 1), 'hex') || \
+             decode((select string_agg(md5(random()::text || n || i), '') from generate_series(1, 60) i), 'hex') \
+             from generate_series(1, {count}) n; select pg_switch_wal()"
+    ));
 }
 
 /// Until everything that the server has flushed is stored.

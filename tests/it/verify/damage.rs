@@ -19,7 +19,6 @@ pub(super) struct Damage {
     pub(super) name: &'static str,
     /// The shallowest level that finds it.
     pub(super) level: &'static str,
-    pub(super) with_key: bool,
     pub(super) make: Box<dyn Fn(&Archive, &Copy) -> Vec<Named> + Send + Sync>,
 }
 
@@ -31,7 +30,6 @@ fn damage(
     Damage {
         name,
         level,
-        with_key: true,
         make: Box::new(make),
     }
 }
