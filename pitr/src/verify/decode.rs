@@ -3,7 +3,7 @@
 
 use super::memory::Prepared;
 use repository::descriptor::WalDescriptor;
-use repository::wal::describe;
+use repository::wal::describe_segment;
 use std::collections::BTreeMap;
 use wal_format::{
     Lsn, RecordKind, SegmentScanner, SegmentSummary, Step, TimelineHistory, TimelineId,
@@ -79,7 +79,7 @@ pub(crate) fn decode(
 
 /// The first fact in which a descriptor differs from what decoding its segment said.
 pub(crate) fn contradiction(described: &WalDescriptor, summary: &SegmentSummary) -> Option<String> {
-    let actual = describe(summary, described.end_lsn, &described.lineage);
+    let actual = describe_segment(summary, &described.lineage);
     let positions = [
         ("first record", described.first_record, actual.first_record),
         (

@@ -392,7 +392,7 @@ impl TimelineWalk<'_> {
                 let detail = format!("WAL is not valid at {at}: {reason}");
                 self.add(key, start, at, Problem::InvalidWal, detail);
             }
-            (None, Some((at, _))) if wal.invalid_at == Some(at) => {}
+            (None, Some((at, _))) if wal.invalid_at == Some(at.max(start)) => {}
             (None, Some((at, reason))) => {
                 let detail =
                     format!("WAL ends at {at} in a segment that should be complete: {reason}");

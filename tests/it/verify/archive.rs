@@ -196,9 +196,15 @@ impl Archive {
 
     pub(super) fn second_backup_stopped(&self) -> String {
         // PostgreSQL's times, and therefore targets, have microseconds.
-        let stopped: jiff::Timestamp = self.backups[1]["stopped"].as_str().unwrap().parse().unwrap();
+        let stopped: jiff::Timestamp = self.backups[1]["stopped"]
+            .as_str()
+            .unwrap()
+            .parse()
+            .unwrap();
         let micros = stopped.as_microsecond() + 1;
-        jiff::Timestamp::from_microsecond(micros).unwrap().to_string()
+        jiff::Timestamp::from_microsecond(micros)
+            .unwrap()
+            .to_string()
     }
 
     /// The segment that holds the byte before `lsn`, on timeline 1.
