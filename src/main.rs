@@ -9,6 +9,7 @@ mod failure;
 mod gaps;
 mod hook;
 mod logging;
+mod memory;
 mod open;
 mod plan_report;
 mod probe;
@@ -36,6 +37,7 @@ use hook::Hook;
 use logging::Talk;
 
 fn main() -> std::process::ExitCode {
+    memory::give_back_large_blocks();
     std::process::ExitCode::from(walden(std::env::args_os().collect()))
 }
 

@@ -7,6 +7,7 @@ pub mod data_directory;
 pub mod error;
 pub mod gather;
 mod layout;
+pub mod listen_address;
 pub mod manifest;
 pub mod plan;
 pub mod postgres;

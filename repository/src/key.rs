@@ -233,6 +233,8 @@ pub enum BackupObject {
     Descriptor,
     /// `manifest`: PostgreSQL's `backup_manifest`, sealed.
     Manifest,
+    /// `catalog`: names of databases and relations (`names.rs`), sealed; absent if none could be read.
+    Catalog,
     /// `<archive>.<part>`: a slice of a tar stream, sealed.
     Part {
         /// Which tar stream.
@@ -283,6 +285,10 @@ impl ObjectKey {
                 object: BackupObject::Manifest,
                 ..
             } => "manifest",
+            Self::Backup {
+                object: BackupObject::Catalog,
+                ..
+            } => "catalog",
             Self::Backup {
                 object: BackupObject::Part { .. },
                 ..
@@ -384,6 +390,7 @@ impl fmt::Display for ObjectKey {
                     BackupObject::Started => f.write_str("started.json"),
                     BackupObject::Descriptor => f.write_str("backup.json"),
                     BackupObject::Manifest => f.write_str("manifest"),
+                    BackupObject::Catalog => f.write_str("catalog"),
                     BackupObject::Part { archive, part } => write!(f, "{archive}.{part:06}"),
                 }
             }
@@ -494,6 +501,7 @@ fn parse_backup(cluster: ClusterId, rest: &str) -> Option<ObjectKey> {
         "started.json" => BackupObject::Started,
         "backup.json" => BackupObject::Descriptor,
         "manifest" => BackupObject::Manifest,
+        "catalog" => BackupObject::Catalog,
         _ => {
             let (archive, part) = file.split_once('.')?;
             let part = (part.len() == 6 && part.bytes().all(|b| b.is_ascii_digit()))
@@ -574,6 +582,7 @@ mod tests {
         "7412345678901234567/backups/20260123T142811Z-full-3fa9/started.json",
         "7412345678901234567/backups/20260123T142811Z-full-3fa9/backup.json",
         "7412345678901234567/backups/20260123T142811Z-full-3fa9/manifest",
+        "7412345678901234567/backups/20260123T142811Z-full-3fa9/catalog",
         "7412345678901234567/backups/20260123T142811Z-full-3fa9/base.000000",
         "7412345678901234567/backups/20260123T142811Z-full-3fa9/16385.000123",
         "7412345678901234567/gaps/00000001-0000000001000000-0000000002000000.json",

@@ -8,6 +8,7 @@ pub mod durable;
 pub mod error;
 pub mod identity;
 pub mod key;
+pub mod names;
 pub mod repo;
 pub mod sealed;
 pub mod store;
