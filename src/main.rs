@@ -80,6 +80,7 @@ async fn dispatch(command: Command, globals: &Globals) -> Result<ExitCode> {
         Command::Run(args) => commands::run::run(args, globals).await,
         Command::ArchiveGet(args) => commands::archive_get::run(args, globals).await,
         Command::Backup(args) => commands::backup::run(args, globals).await,
+        Command::Verify(args) => commands::verify::run(*args, globals).await,
         Command::Restore(args) => commands::restore::run(*args, globals).await,
         #[cfg(test)]
         Command::Panic(args) => panic!("on purpose, password=hunter2 {args:?}"),

@@ -1,4 +1,4 @@
-//! Getting data out: recovery plan, restore, archive-get.
+//! Getting data out: recovery plan, restore, archive-get, verify.
 
 pub mod archive_get;
 pub mod assemble;
@@ -22,6 +22,7 @@ pub mod tablespaces;
 pub mod tar_slice;
 pub mod target;
 pub mod time;
+pub mod verify;
 pub mod window;
 
 pub use error::{Error, Result};

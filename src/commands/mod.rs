@@ -11,6 +11,7 @@ pub(crate) mod log;
 pub(crate) mod restore;
 pub(crate) mod run;
 pub(crate) mod status;
+pub(crate) mod verify;
 
 use std::path::PathBuf;
 

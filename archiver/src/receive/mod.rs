@@ -7,6 +7,8 @@
 mod stream;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use repository::cluster::ClusterDocument;
@@ -84,6 +86,8 @@ pub struct Receiver {
     stop: watch::Receiver<bool>,
     connected_once: bool,
     slot_busy_since: Option<Instant>,
+    /// Where the first WAL that is not valid was received; 0 for none.
+    first_invalid: Arc<AtomicU64>,
 }
 
 /// Why a session ended without an error.
@@ -129,19 +133,23 @@ impl Receiver {
             stop,
             connected_once: false,
             slot_busy_since: None,
+            first_invalid: Arc::default(),
         })
     }
 
-    /// Receives until asked to stop. Connections that break are made again.
+    /// Receives until asked to stop. Connections that break are made again. Gives the place of the first WAL that was not valid, if any was:
+    /// it is stored and marked.
     ///
     /// # Errors
     /// What time does not heal: another server or a rolled-back one (`Conflict`), a broken format (`Corrupt`), and, before the first
     /// connection, settings that do not work (`Config`).
-    pub async fn run(mut self) -> Result<()> {
+    pub async fn run(mut self) -> Result<Option<Lsn>> {
         let reminder = tokio::spawn(remind_of_backup(self.uploader.clone(), self.cluster));
         let result = self.keep_receiving().await;
         reminder.abort();
-        result
+        result?;
+        let invalid = self.first_invalid.load(Ordering::Relaxed);
+        Ok((invalid > 0).then(|| Lsn::new(invalid)))
     }
 
     async fn keep_receiving(&mut self) -> Result<()> {

@@ -2,6 +2,8 @@
 //!
 //! Owns the loop, its jobs and its clock. One task owns all state; dropping it at any await is as good as a crash.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use repository::Stored;
@@ -86,6 +88,7 @@ struct Facets {
     pg_version: u16,
     sync: bool,
     on_invalid: OnInvalid,
+    first_invalid: Arc<AtomicU64>,
     stop: watch::Receiver<bool>,
     max_in_flight: usize,
 }
@@ -115,6 +118,7 @@ impl Streaming {
                     .map_or(0, |major| u16::try_from(major.number()).unwrap_or(0)),
                 sync,
                 on_invalid: receiver.config.on_invalid,
+                first_invalid: Arc::clone(&receiver.first_invalid),
                 stop: receiver.stop.clone(),
                 max_in_flight: segments_in_flight(receiver.size),
             },
@@ -220,6 +224,11 @@ impl Streaming {
                         at: invalid.at,
                         reason: invalid.reason,
                     });
+                }
+                let first = &self.receiver.first_invalid;
+                // One task receives: nobody else writes it.
+                if first.load(Ordering::Relaxed) == 0 {
+                    first.store(invalid.at.as_u64(), Ordering::Relaxed);
                 }
                 if !self.reported_invalid {
                     self.reported_invalid = true;
