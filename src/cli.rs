@@ -59,6 +59,7 @@ pub(crate) enum Command {
     Run(commands::run::RunArgs),
     Backup(commands::backup::BackupArgs),
     List(commands::list::ListArgs),
+    Window(commands::window::WindowArgs),
     Restore(Box<commands::restore::RestoreArgs>),
     Status(commands::status::StatusArgs),
     Config(commands::config::ConfigArgs),

@@ -206,6 +206,7 @@ async fn walk(
                 at_end: false,
             });
         }
+        let mut invalid = None;
         let wanted = match descriptors.next().await.transpose()?.flatten() {
             Some(wal) => {
                 proof.follow(request.path, piece, &wal)?;
@@ -213,9 +214,13 @@ async fn walk(
                     .time_max
                     .map(|time| Timestamp::from_unix_micros(time.as_microsecond()));
                 newest_time = newest_time.max(newest);
+                invalid = wal.invalid_at;
                 has_start.push(wal.first_record.is_some());
-                // The last piece says where the WAL ends.
-                may_hold_stop(request.goal, backup, &wal) || index + 1 == all.len()
+                // The last piece says where the WAL ends; one that is not valid to its end may hold the stop before that, or ends the
+                // search with an error.
+                may_hold_stop(request.goal, backup, &wal)
+                    || invalid.is_some()
+                    || index + 1 == all.len()
             }
             None => {
                 has_start.push(true);
@@ -253,6 +258,9 @@ async fn walk(
                     next: index + 1,
                     at_end: false,
                 });
+            }
+            if let Some(at) = invalid {
+                return Err(integrity(piece, format!("WAL is not valid from {at} on")));
             }
         }
     }
@@ -382,7 +390,7 @@ async fn count(source: &impl WalSource, request: &PlanRequest<'_>, piece: &Piece
 }
 
 /// The WAL of a piece that belongs to the path: nothing behind what is stored, nothing behind a switch.
-fn stored_bytes<'a>(piece: &Piece, content: &'a PieceBytes) -> &'a [u8] {
+pub(crate) fn stored_bytes<'a>(piece: &Piece, content: &'a PieceBytes) -> &'a [u8] {
     let cut = piece.cut.and_then(|cut| cut.distance_from(piece.start));
     let length = cut.map_or(u64::from(content.length), |cut| {
         cut.min(u64::from(content.length))

@@ -10,6 +10,7 @@ pub(crate) mod list;
 pub(crate) mod restore;
 pub(crate) mod run;
 pub(crate) mod status;
+pub(crate) mod window;
 
 use std::path::PathBuf;
 

@@ -13,3 +13,4 @@ mod run;
 mod smoke;
 mod support;
 mod support_test;
+mod window;
