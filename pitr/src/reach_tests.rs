@@ -245,7 +245,7 @@ fn only_a_part_of_a_segment_ends_the_window_and_is_no_gap_yet() {
     );
     assert_eq!(windows.holes, [], "the segment may be on its way");
     let overtaken = world.sealed(1, [6]).windows().holes;
-    let [hole] = overtaken.as_slice() else {
+    let [hole, _] = overtaken.as_slice() else {
         panic!("{overtaken:?}")
     };
     assert_eq!(
