@@ -8,6 +8,7 @@ mod exit_code;
 mod failure;
 mod hook;
 mod logging;
+mod memory;
 mod open;
 mod plan_report;
 mod probe;
@@ -36,6 +37,7 @@ use hook::Hook;
 use logging::Talk;
 
 fn main() -> std::process::ExitCode {
+    memory::give_back_large_blocks();
     std::process::ExitCode::from(walden(std::env::args_os().collect()))
 }
 

@@ -8,6 +8,7 @@ pub mod error;
 pub mod gather;
 mod last_commit;
 mod layout;
+pub mod listen_address;
 pub mod manifest;
 pub mod plan;
 pub mod postgres;

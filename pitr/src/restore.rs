@@ -116,7 +116,7 @@ pub async fn lay_out(
     job: &RestoreJob,
     progress: &(dyn Fn(RestoreProgress) + Sync),
 ) -> Result<LaidOut> {
-    let occupancy = job.data.check_free(STATE_FILE)?;
+    let occupancy = job.data.check_free(OWN_FOLDER, STATE_FILE)?;
     let opening = open_backup(job).await?;
     let tablespaces = map_tablespaces(&opening.map, &job.mappings)?;
     let mut state = begin(job, occupancy, &opening, &tablespaces)?;

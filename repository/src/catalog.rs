@@ -62,7 +62,9 @@ pub struct TailChunk {
 pub struct BackupObjects {
     /// Whether its descriptor stands: only then the backup exists.
     pub complete: bool,
-    /// Stored bytes of parts and manifest.
+    /// Whether its catalogue snapshot stands.
+    pub names: bool,
+    /// Stored bytes of parts, manifest and catalogue snapshot.
     pub stored_bytes: u64,
 }
 
@@ -134,6 +136,10 @@ impl Catalog {
                 match object {
                     BackupObject::Started => {}
                     BackupObject::Descriptor => backup.complete = true,
+                    BackupObject::Catalog => {
+                        backup.names = true;
+                        backup.stored_bytes += size;
+                    }
                     BackupObject::Manifest | BackupObject::Part { .. } => {
                         backup.stored_bytes += size
                     }

@@ -244,6 +244,8 @@ pub enum BackupObject {
     Descriptor,
     /// `manifest`: PostgreSQL's `backup_manifest`, sealed.
     Manifest,
+    /// `catalog`: names of databases and relations (`names.rs`), sealed; absent if none could be read.
+    Catalog,
     /// `<archive>.<part>`: a slice of a tar stream, sealed.
     Part {
         /// Which tar stream.
@@ -295,6 +297,10 @@ impl ObjectKey {
                 object: BackupObject::Manifest,
                 ..
             } => "manifest",
+            Self::Backup {
+                object: BackupObject::Catalog,
+                ..
+            } => "catalog",
             Self::Backup {
                 object: BackupObject::Part { .. },
                 ..
@@ -397,6 +403,7 @@ impl fmt::Display for ObjectKey {
                     BackupObject::Started => f.write_str("started.json"),
                     BackupObject::Descriptor => f.write_str("backup.json"),
                     BackupObject::Manifest => f.write_str("manifest"),
+                    BackupObject::Catalog => f.write_str("catalog"),
                     BackupObject::Part { archive, part } => write!(f, "{archive}.{part:06}"),
                 }
             }
@@ -520,6 +527,7 @@ fn parse_backup(cluster: ClusterId, rest: &str) -> Option<ObjectKey> {
         "started.json" => BackupObject::Started,
         "backup.json" => BackupObject::Descriptor,
         "manifest" => BackupObject::Manifest,
+        "catalog" => BackupObject::Catalog,
         _ => {
             let (archive, part) = file.split_once('.')?;
             let part = (part.len() == 6 && part.bytes().all(|b| b.is_ascii_digit()))
@@ -611,6 +619,7 @@ mod tests {
         "7412345678901234567/backups/20260123T142811Z-full-3fa9/started.json",
         "7412345678901234567/backups/20260123T142811Z-full-3fa9/backup.json",
         "7412345678901234567/backups/20260123T142811Z-full-3fa9/manifest",
+        "7412345678901234567/backups/20260123T142811Z-full-3fa9/catalog",
         "7412345678901234567/backups/20260123T142811Z-full-3fa9/base.000000",
         "7412345678901234567/backups/20260123T142811Z-full-3fa9/16385.000123",
         "7412345678901234567/index/00000001/0000000A.DEADBEEF",

@@ -9,6 +9,7 @@ pub mod error;
 pub mod identity;
 pub mod index;
 pub mod key;
+pub mod names;
 pub mod repo;
 pub mod sealed;
 pub mod store;

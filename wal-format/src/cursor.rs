@@ -4,6 +4,7 @@
 //! PostgreSQL writes in the byte order of its machine; all machines that run it today are little-endian.
 
 use crate::Error;
+use crate::list::{List, ListItem};
 
 /// Reads fields off the front of a slice.
 #[derive(Debug, Clone)]
@@ -14,6 +15,33 @@ pub(crate) struct Cursor<'a> {
 impl<'a> Cursor<'a> {
     pub(crate) const fn new(bytes: &'a [u8]) -> Self {
         Self { rest: bytes }
+    }
+
+    /// Bytes that are left.
+    pub(crate) const fn len(&self) -> usize {
+        self.rest.len()
+    }
+
+    /// The next `count` items of a list.
+    pub(crate) fn list<T: ListItem>(
+        &mut self,
+        count: u32,
+        field: &'static str,
+    ) -> Result<List<'a, T>, Error> {
+        self.take(index(count).saturating_mul(T::BYTES), field)
+            .map(List::new)
+    }
+
+    /// The bytes up to the next zero byte, which is passed over.
+    pub(crate) fn text(&mut self, field: &'static str) -> Result<&'a [u8], Error> {
+        let end = self
+            .rest
+            .iter()
+            .position(|&byte| byte == 0)
+            .ok_or(Error::Truncated { field })?;
+        let text = self.take(end, field)?;
+        self.u8(field)?;
+        Ok(text)
     }
 
     /// The next `N` bytes.

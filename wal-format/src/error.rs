@@ -6,7 +6,7 @@ use core::fmt;
 /// Input that is not a valid instance of the format it was read as.
 ///
 /// All variants are of the class *corrupt* but [`Error::SegmentSize`], [`Error::Lsn`] and [`Error::FileName`], which usually come from text that
-/// a person or a server gave. The end of WAL is not an error: see the decoder's steps.
+/// a person or a server gave, and [`Error::MainDataCut`]. The end of WAL is not an error: see the decoder's steps.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Error {
@@ -61,6 +61,16 @@ pub enum Error {
         /// The CRC of the bytes in the file.
         computed: u32,
     },
+    /// The body of a record whose CRC is right is not what its kind requires.
+    RecordBody {
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// What was asked for is in a part of a record's main data that is not kept, because it is too long. Not corrupt.
+    MainDataCut {
+        /// The length of the main data in bytes.
+        length: u32,
+    },
     /// The input ended inside a structure.
     Truncated {
         /// The field that was cut.
@@ -103,6 +113,13 @@ impl fmt::Display for Error {
                 write!(
                     f,
                     "pg_control: CRC {stored:08X} stored, {computed:08X} computed"
+                )
+            }
+            Self::RecordBody { problem } => write!(f, "record body: {problem}"),
+            Self::MainDataCut { length } => {
+                write!(
+                    f,
+                    "record with {length} bytes of main data, which are not kept in full"
                 )
             }
             Self::Truncated { field } => write!(f, "input ends before the end of {field}"),

@@ -19,11 +19,13 @@ extern crate alloc;
 extern crate std;
 
 mod backup_label;
+mod body;
 mod control_file;
 mod crc;
 mod cursor;
 mod error;
 mod file_name;
+mod list;
 mod lsn;
 mod page;
 mod record;
@@ -36,13 +38,22 @@ mod timestamp;
 mod version;
 
 pub use backup_label::{BackupHistory, BackupLabel, IncrementalFrom};
+pub use body::{
+    BlockImage, BlockReference, Blocks, BodyParts, Fork, ImageCompression, RecordBody,
+    RelationLocator,
+};
 pub use control_file::{ClusterState, ControlFile};
 pub use error::Error;
 pub use file_name::{SegmentName, WalFileName};
+pub use list::{List, ListItem};
 pub use lsn::{Lsn, SegmentNumber, SegmentSize};
 pub use page::{LongHeader, PAGE_BYTES, PageHeader};
 pub use record::{Record, RecordHeader, TransactionId};
-pub use rmgr::{Checkpoint, Parameters, RecordKind, WalLevel, resource_manager_name};
+pub use rmgr::{
+    Action, Checkpoint, ExclusiveLock, Invalidation, OriginPosition, Parameters,
+    PreparedTransaction, RecordKind, RunningTransactions, TransactionEnd, WalLevel,
+    record_kind_name, resource_manager_name,
+};
 pub use segment::{Completion, SegmentScanner, SegmentSummary, Transactions, summarise_segment};
 pub use step::{EndReason, InvalidReason, Step};
 pub use stream::{DecoderConfig, OpenRecord, WalDecoder};

@@ -4,6 +4,7 @@
 //! one record kind: bodies are read where they stand. A record that lies whole in one input slice is checked in place; all others
 //! go through the states below, byte range by byte range. Both ways give the same steps.
 
+mod bodies;
 mod pages;
 mod records;
 
@@ -13,8 +14,10 @@ use crate::page::{LONG_HEADER_BYTES, PAGE_BYTES};
 use crate::record::RECORD_HEADER_BYTES;
 use crate::rmgr::KindReader;
 use crate::{
-    EndReason, Error, InvalidReason, Lsn, Major, RecordHeader, SegmentSize, Step, TimelineId,
+    EndReason, Error, InvalidReason, Lsn, Major, Record, RecordBody, RecordHeader, SegmentSize,
+    Step, TimelineId,
 };
+use bodies::BodyCollector;
 use records::MAX_SWITCH_TAIL_BYTES;
 
 /// What a decoder must know before it starts.
@@ -60,6 +63,7 @@ pub struct WalDecoder {
     header: Held<RECORD_HEADER_BYTES>,
     crc: Crc32c,
     kind: Option<KindReader>,
+    body: BodyCollector,
     /// The last bytes of a record that may be the rest of a switch record.
     tail: Held<MAX_SWITCH_TAIL_BYTES>,
     /// The aborted record that the next record must replace.
@@ -112,6 +116,7 @@ impl WalDecoder {
             header: Held::new(),
             crc: Crc32c::new(),
             kind: None,
+            body: BodyCollector::default(),
             tail: Held::new(),
             aborted: None,
         })
@@ -170,7 +175,19 @@ impl WalDecoder {
     }
 
     /// Decodes the next bytes.
-    pub fn push(&mut self, input: &[u8], mut sink: impl FnMut(Step)) {
+    pub fn push(&mut self, input: &[u8], sink: impl FnMut(Step)) {
+        self.decode(input, &mut Steps(sink));
+    }
+
+    /// Decodes the next bytes and gives each record's body with its step: the same steps, and bodies that do not depend on how the bytes were cut
+    /// either.
+    ///
+    /// Only [`Step::Record`] comes with a body. A record that began in bytes given to [`WalDecoder::push`] comes without.
+    pub fn push_records(&mut self, input: &[u8], sink: impl FnMut(Step, Option<&RecordBody<'_>>)) {
+        self.decode(input, &mut Bodies(sink));
+    }
+
+    fn decode(&mut self, input: &[u8], sink: &mut impl Sink) {
         let mut input = input;
         while !input.is_empty() {
             if self.config.segment_size.offset(self.position) == 0 && self.page_header.len() == 0 {
@@ -180,12 +197,12 @@ impl WalDecoder {
                 let left = self.position.left_in(self.config.segment_size.bytes());
                 self.pass(input, left)
             } else if self.position.offset_in(PAGE_BYTES) == 0 || self.page_header.len() > 0 {
-                self.page(input, &mut sink)
+                self.page(input, sink)
             } else {
                 let (payload, rest) = split(input, index(self.position.left_in(PAGE_BYTES)));
                 let mut payload = payload;
                 while !payload.is_empty() && self.state != State::Lost {
-                    payload = self.payload(payload, &mut sink);
+                    payload = self.payload(payload, sink);
                 }
                 self.position = self.position.saturating_add(payload.len() as u64);
                 rest
@@ -216,7 +233,7 @@ impl WalDecoder {
     }
 
     /// Takes bytes of a page after its header, at least one.
-    fn payload<'a>(&mut self, input: &'a [u8], sink: &mut impl FnMut(Step)) -> &'a [u8] {
+    fn payload<'a>(&mut self, input: &'a [u8], sink: &mut impl Sink) -> &'a [u8] {
         match self.state {
             State::Between => self.records(input, sink),
             State::Header => self.record_header(input, sink),
@@ -226,6 +243,7 @@ impl WalDecoder {
                 if let Some(kind) = &mut self.kind {
                     kind.feed(body);
                 }
+                self.body.feed(body);
                 self.state = State::Body {
                     left: left.saturating_sub(length(body.len())),
                 };
@@ -259,17 +277,17 @@ impl WalDecoder {
         }
     }
 
-    fn end_of_wal(&mut self, reason: EndReason, sink: &mut impl FnMut(Step)) {
+    fn end_of_wal(&mut self, reason: EndReason, sink: &mut impl Sink) {
         self.lose();
-        sink(Step::EndOfWal {
+        sink.step(Step::EndOfWal {
             at: self.chain_end,
             reason,
         });
     }
 
-    fn invalid(&mut self, at: Lsn, reason: InvalidReason, sink: &mut impl FnMut(Step)) {
+    fn invalid(&mut self, at: Lsn, reason: InvalidReason, sink: &mut impl Sink) {
         self.lose();
-        sink(Step::Invalid { at, reason });
+        sink.step(Step::Invalid { at, reason });
     }
 
     /// Gives up until the next segment's start.
@@ -280,5 +298,49 @@ impl WalDecoder {
     }
 }
 
+/// Who is told the steps.
+trait Sink {
+    /// Whether the bodies of records are wanted.
+    const BODIES: bool;
+
+    fn step(&mut self, step: Step);
+
+    fn record(&mut self, record: Record, body: Option<&RecordBody<'_>>);
+}
+
+struct Steps<F>(F);
+
+impl<F: FnMut(Step)> Sink for Steps<F> {
+    const BODIES: bool = false;
+
+    #[inline]
+    fn step(&mut self, step: Step) {
+        (self.0)(step);
+    }
+
+    #[inline]
+    fn record(&mut self, record: Record, _: Option<&RecordBody<'_>>) {
+        (self.0)(Step::Record(record));
+    }
+}
+
+struct Bodies<F>(F);
+
+impl<F: FnMut(Step, Option<&RecordBody<'_>>)> Sink for Bodies<F> {
+    const BODIES: bool = true;
+
+    #[inline]
+    fn step(&mut self, step: Step) {
+        (self.0)(step, None);
+    }
+
+    #[inline]
+    fn record(&mut self, record: Record, body: Option<&RecordBody<'_>>) {
+        (self.0)(Step::Record(record), body);
+    }
+}
+
+#[cfg(test)]
+mod body_tests;
 #[cfg(test)]
 mod tests;

@@ -236,6 +236,72 @@ pub fn main_data(data: &[u8]) -> Vec<u8> {
     body
 }
 
+/// A block of a record: see [`encode_body`].
+#[derive(Debug, Clone)]
+pub struct TestBlock {
+    /// Its number in the record.
+    pub id: u8,
+    /// The flags of the fork, of how the page is made, of the relation; those of image and data come from what there is.
+    pub flags: u8,
+    /// Tablespace, database and file, left out if the flags say that it is the relation of the block before.
+    pub relation: [u32; 3],
+    /// The number of the block.
+    pub block: u32,
+    /// The page image with its hole's offset, its flags, and the hole's length if that is stored.
+    pub image: Option<(Vec<u8>, u16, u8, Option<u16>)>,
+    /// Its data.
+    pub data: Vec<u8>,
+}
+
+impl TestBlock {
+    /// A block of the main fork with data and without an image.
+    #[must_use]
+    pub fn new(id: u8, relation: [u32; 3], block: u32, data: &[u8]) -> Self {
+        Self {
+            id,
+            flags: 0,
+            relation,
+            block,
+            image: None,
+            data: data.to_vec(),
+        }
+    }
+}
+
+/// A record body of blocks and main data, after parts that are already encoded (origin, top-level transaction).
+#[must_use]
+pub fn encode_body(parts: &[u8], blocks: &[TestBlock], main: &[u8]) -> Vec<u8> {
+    let length = |bytes: &[u8]| u16::try_from(bytes.len()).unwrap_or(u16::MAX).to_le_bytes();
+    let mut body = parts.to_vec();
+    let mut data = Vec::new();
+    for block in blocks {
+        let has_image = if block.image.is_some() { 0x10 } else { 0 };
+        let has_data = if block.data.is_empty() { 0 } else { 0x20 };
+        body.extend([block.id, block.flags | has_image | has_data]);
+        body.extend(length(&block.data));
+        if let Some((image, hole_offset, flags, hole_length)) = &block.image {
+            body.extend(length(image));
+            body.extend(hole_offset.to_le_bytes());
+            body.push(*flags);
+            body.extend(hole_length.map(u16::to_le_bytes).into_iter().flatten());
+            data.extend_from_slice(image);
+        }
+        if block.flags & 0x80 == 0 {
+            body.extend(block.relation.into_iter().flat_map(u32::to_le_bytes));
+        }
+        body.extend(block.block.to_le_bytes());
+        data.extend_from_slice(&block.data);
+    }
+    if !main.is_empty() {
+        let main = main_data(main);
+        let head = if main.first() == Some(&255) { 2 } else { 5 };
+        let (head, main) = main.split_at(head);
+        body.extend_from_slice(head);
+        data.extend_from_slice(main);
+    }
+    [body, data].concat()
+}
+
 /// The used part of a `pg_control` of that major: a cluster of timeline 1 that was shut down, with segments of 16 MiB.
 #[must_use]
 pub fn control_file(major: Major, system_identifier: u64) -> Vec<u8> {

@@ -30,6 +30,16 @@ pub(crate) struct PageFlags {
     pub(crate) overwrite_contrecord: u16,
 }
 
+/// The flag bits of a page image as a major defines them; 0 for what it does not have.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ImageFlags {
+    pub(crate) has_hole: u8,
+    pub(crate) apply: u8,
+    pub(crate) pglz: u8,
+    pub(crate) lz4: u8,
+    pub(crate) zstd: u8,
+}
+
 impl Major {
     /// All of them, oldest first.
     pub const ALL: [Self; 5] = [Self::V14, Self::V15, Self::V16, Self::V17, Self::V18];
@@ -116,6 +126,63 @@ impl Major {
                 all: 0x000F,
                 overwrite_contrecord: 0x0008,
             },
+        }
+    }
+
+    /// The flags of page images.
+    #[doc(alias = "BKPIMAGE_APPLY")]
+    pub(crate) const fn image_flags(self) -> ImageFlags {
+        match self {
+            Self::V14 => ImageFlags {
+                has_hole: 0x01,
+                pglz: 0x02,
+                apply: 0x04,
+                lz4: 0,
+                zstd: 0,
+            },
+            Self::V15 | Self::V16 | Self::V17 | Self::V18 => ImageFlags {
+                has_hole: 0x01,
+                apply: 0x02,
+                pglz: 0x04,
+                lz4: 0x08,
+                zstd: 0x10,
+            },
+        }
+    }
+
+    /// Whether databases can be created block by block, which has a record kind of its own before that of dropping one.
+    #[doc(alias = "XLOG_DBASE_CREATE_WAL_LOG")]
+    pub(crate) const fn has_database_wal_log(self) -> bool {
+        match self {
+            Self::V14 => false,
+            Self::V15 | Self::V16 | Self::V17 | Self::V18 => true,
+        }
+    }
+
+    /// Whether one kind of record prunes, vacuums and freezes heap pages, named by who did it.
+    #[doc(alias = "XLOG_HEAP2_PRUNE_ON_ACCESS")]
+    pub(crate) const fn has_one_prune_record(self) -> bool {
+        match self {
+            Self::V14 | Self::V15 | Self::V16 => false,
+            Self::V17 | Self::V18 => true,
+        }
+    }
+
+    /// Whether in-place updates carry invalidation messages.
+    #[doc(alias = "xl_heap_inplace")]
+    pub(crate) const fn inplace_has_invalidations(self) -> bool {
+        match self {
+            Self::V14 | Self::V15 | Self::V16 | Self::V17 => false,
+            Self::V18 => true,
+        }
+    }
+
+    /// Whether an online checkpoint marks its redo point with a record.
+    #[doc(alias = "XLOG_CHECKPOINT_REDO")]
+    pub(crate) const fn has_checkpoint_redo(self) -> bool {
+        match self {
+            Self::V14 | Self::V15 | Self::V16 => false,
+            Self::V17 | Self::V18 => true,
         }
     }
 

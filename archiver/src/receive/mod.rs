@@ -21,8 +21,9 @@ use wal_format::{
 };
 
 use crate::error::ServerErrorKind;
-use crate::replication::{Connection, ConnectionInfo, Mode, Started};
+use crate::replication::{Connection, ConnectionInfo, Mode, Started, SystemIdentity};
 use crate::resume::{RepositoryEnd, ResumePoint, ServerPosition, plan_resume};
+use crate::server_identity::check_identity;
 use crate::upload::{Uploader, error_text};
 use crate::{Error, Result};
 
@@ -201,10 +202,12 @@ impl Receiver {
         let mut connection =
             Connection::connect(&self.config.connection, Mode::PhysicalReplication).await?;
         connection.require_supported()?;
-        self.check_server(&mut connection).await?;
+        let identity = check_identity(&mut connection, &self.config.cluster).await?;
         let sync = self.is_waited_for(&mut connection).await?;
         let mut histories = Histories::default();
-        let server = self.ask_position(&mut connection, &mut histories).await?;
+        let server = self
+            .ask_position(&mut connection, identity, &mut histories)
+            .await?;
         self.connected_once = true;
         let catalog = self.uploader.repository().list(self.cluster).await?;
         if let Some(roll_ups) = &self.roll_ups {
@@ -284,29 +287,6 @@ impl Receiver {
         }
     }
 
-    async fn check_server(&self, connection: &mut Connection) -> Result<()> {
-        let wrong = |what, expected: String, found: String| Error::WrongServer {
-            what,
-            expected,
-            found,
-        };
-        let size = connection.wal_segment_size().await?;
-        if size != self.size {
-            return Err(wrong(
-                "WAL segment size",
-                self.size.bytes().to_string(),
-                size.bytes().to_string(),
-            ));
-        }
-        match connection.show("walden.restored_from").await {
-            Ok(from) if !from.is_empty() => Err(Error::RestoredClone { from }),
-            Ok(_) => Ok(()),
-            // A server that was never restored does not know the setting.
-            Err(error) if error.server().is_some() => Ok(()),
-            Err(error) => Err(error),
-        }
-    }
-
     /// Whether every byte is to be stored at once: because the user says so, or because commits wait for us anyhow. Only the server's own
     /// settings can be seen from here, not those of roles, databases and sessions.
     async fn is_waited_for(&self, connection: &mut Connection) -> Result<bool> {
@@ -338,16 +318,9 @@ impl Receiver {
     async fn ask_position(
         &self,
         connection: &mut Connection,
+        identity: SystemIdentity,
         histories: &mut Histories,
     ) -> Result<ServerPosition> {
-        let identity = connection.identify_system().await?;
-        if identity.system_identifier != self.cluster.system_identifier {
-            return Err(Error::WrongServer {
-                what: "system identifier",
-                expected: self.cluster.system_identifier.to_string(),
-                found: identity.system_identifier.to_string(),
-            });
-        }
         let slot = match connection.read_slot(&self.config.slot).await? {
             Some(slot) => slot,
             None => {

@@ -52,6 +52,9 @@ pub const MAX_PATH_LENGTH: usize = 1000;
 /// Longest part of a path between slashes in bytes: what file systems allow.
 const MAX_PATH_PART_LENGTH: usize = 255;
 
+/// A store that fails for longer is spoken of: shorter trouble is a store's everyday life.
+const SAID_AFTER: Duration = Duration::from_secs(10);
+
 /// Answer of [`Store::put_new`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "AlreadyExists is a question: whose object is it?"]
@@ -516,7 +519,13 @@ impl Store {
                     source,
                 });
             }
-            tracing::debug!(url = %self.url_of(path), attempts, ?wait, cause = failure.cause, "store request failed, trying again");
+            let url = self.url_of(path);
+            let waited_seconds = elapsed.as_secs();
+            if elapsed < SAID_AFTER {
+                tracing::debug!(%url, attempts, waited_seconds, cause = failure.cause, "store request failed, trying again");
+            } else {
+                tracing::warn!(%url, attempts, waited_seconds, cause = failure.cause, "store request failed, trying again");
+            }
             tokio::time::sleep(wait).await;
         }
     }

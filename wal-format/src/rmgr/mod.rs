@@ -1,7 +1,8 @@
-//! The record kinds that recovery and the log need: their meaning, read as a record's body passes by.
+//! The resource managers: what their records mean.
 //!
-//! `xlog.rs` and `xact.rs` know the resource managers' own structures; this file finds the main data in a record's body and keeps as much of
-//! it as a kind needs, at most [`FIELD_BYTES`] at a time. Everything else about a record is of no interest here.
+//! Recovery needs a few kinds of every record that passes: [`RecordKind`], read from bodies that arrive in any pieces. This file finds the main data
+//! in a body and keeps as much of it as a kind needs, at most [`FIELD_BYTES`] at a time; `xlog.rs` and `xact.rs` know the structures.
+//! The log asks more, of fewer records whose main data was kept: `action.rs` and the files it names. `names.rs` names all kinds.
 //!
 //! Source: `src/include/access/xlogrecord.h`, majors 14 to 18. The kinds read here have no block references; a body is
 //!
@@ -12,8 +13,19 @@
 //! | 1 + 1 or 1 + 4 | 255 or 254: length of the main data |
 //! | that | main data |
 
+mod action;
+mod files;
+mod heap;
+mod names;
+mod standby;
+mod transaction;
 mod xact;
 mod xlog;
+
+pub use action::Action;
+pub use names::{record_kind_name, resource_manager_name};
+pub use standby::{ExclusiveLock, Invalidation, RunningTransactions};
+pub use transaction::{OriginPosition, PreparedTransaction, TransactionEnd};
 
 use crate::cursor::{Held, index, length, split};
 use crate::record::RecordHeader;
@@ -26,37 +38,18 @@ const FIELD_BYTES: usize = 200;
 
 const XLOG: u8 = 0;
 const XACT: u8 = 1;
+const STORAGE: u8 = 2;
+const DATABASE: u8 = 4;
+const TABLESPACE: u8 = 5;
+const RELATION_MAP: u8 = 7;
+const STANDBY: u8 = 8;
+const HEAP2: u8 = 9;
+const HEAP: u8 = 10;
+const LOGICAL_MESSAGE: u8 = 21;
 
-/// The name of a built-in resource manager, as `pg_waldump` prints it.
-///
-/// `None` for a number that no known major has, and for those of extensions (128 to 255).
-#[must_use]
-pub const fn resource_manager_name(id: u8) -> Option<&'static str> {
-    Some(match id {
-        0 => "XLOG",
-        1 => "Transaction",
-        2 => "Storage",
-        3 => "CLOG",
-        4 => "Database",
-        5 => "Tablespace",
-        6 => "MultiXact",
-        7 => "RelMap",
-        8 => "Standby",
-        9 => "Heap2",
-        10 => "Heap",
-        11 => "Btree",
-        12 => "Hash",
-        13 => "Gin",
-        14 => "Gist",
-        15 => "Sequence",
-        16 => "SPGist",
-        17 => "BRIN",
-        18 => "CommitTs",
-        19 => "ReplicationOrigin",
-        20 => "Generic",
-        21 => "LogicalMessage",
-        _ => return None,
-    })
+/// Whether the main data of that resource manager may be a list of any length that tells something.
+pub(crate) const fn has_long_lists(resource_manager: u8) -> bool {
+    matches!(resource_manager, XACT | STANDBY | HEAP | DATABASE)
 }
 
 /// What a record means, where that matters to recovery.

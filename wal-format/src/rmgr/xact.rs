@@ -14,6 +14,7 @@
 //! | 4 + 16 n | invalidation messages, commits only | bit 3 |
 //! | 4 | the prepared transaction | bit 4 |
 //! | to its zero byte | its name | bit 7, if bit 4 |
+//! | 16 | LSN and time at the replication origin | bit 5 |
 //!
 //! The lists may be of any length, so they are passed over without being kept.
 
@@ -23,15 +24,17 @@ use crate::{Error, Major, Timestamp, TransactionId};
 use alloc::string::String;
 
 const OPERATION_MASK: u8 = 0x70;
-const HAS_INFO: u8 = 0x80;
+pub(super) const HAS_INFO: u8 = 0x80;
 
-const HAS_DATABASE: u32 = 1 << 0;
-const HAS_SUBTRANSACTIONS: u32 = 1 << 1;
-const HAS_RELATION_FILES: u32 = 1 << 2;
-const HAS_INVALIDATIONS: u32 = 1 << 3;
-const HAS_TWO_PHASE: u32 = 1 << 4;
-const HAS_GID: u32 = 1 << 7;
-const HAS_DROPPED_STATS: u32 = 1 << 8;
+pub(super) const HAS_DATABASE: u32 = 1 << 0;
+pub(super) const HAS_SUBTRANSACTIONS: u32 = 1 << 1;
+pub(super) const HAS_RELATION_FILES: u32 = 1 << 2;
+pub(super) const HAS_INVALIDATIONS: u32 = 1 << 3;
+pub(super) const HAS_TWO_PHASE: u32 = 1 << 4;
+pub(super) const HAS_ORIGIN: u32 = 1 << 5;
+pub(super) const HAS_LOCKS: u32 = 1 << 6;
+pub(super) const HAS_GID: u32 = 1 << 7;
+pub(super) const HAS_DROPPED_STATS: u32 = 1 << 8;
 
 #[derive(Debug, Clone)]
 pub(super) struct Reader {
@@ -47,13 +50,28 @@ pub(super) struct Reader {
     gid: Option<String>,
 }
 
+/// What happened to the transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Operation {
+pub(super) enum Operation {
     Commit,
     Prepare,
     Abort,
     CommitPrepared,
     AbortPrepared,
+}
+
+impl Operation {
+    /// The operation of a record with those bits; `None` for the kinds that end and prepare nothing.
+    pub(super) const fn of(info: u8) -> Option<Self> {
+        Some(match info & OPERATION_MASK {
+            0x00 => Self::Commit,
+            0x10 => Self::Prepare,
+            0x20 => Self::Abort,
+            0x30 => Self::CommitPrepared,
+            0x40 => Self::AbortPrepared,
+            _ => return None,
+        })
+    }
 }
 
 /// The field that is being read.
@@ -72,13 +90,8 @@ enum Part {
 
 impl Reader {
     pub(super) const fn new(info: u8, xid: TransactionId, major: Major) -> Option<Self> {
-        let operation = match info & OPERATION_MASK {
-            0x00 => Operation::Commit,
-            0x10 => Operation::Prepare,
-            0x20 => Operation::Abort,
-            0x30 => Operation::CommitPrepared,
-            0x40 => Operation::AbortPrepared,
-            _ => return None,
+        let Some(operation) = Operation::of(info) else {
+            return None;
         };
         let part = if matches!(operation, Operation::Prepare) {
             Part::PrepareHeader

@@ -13,7 +13,7 @@
 //! | end of recovery | 0x90 | 16, 24 since 17 | time, timeline, timeline before, since 17 `wal_level` and padding |
 //! | overwrite contrecord | 0xD0 | 16 | LSN, time |
 
-use super::{Checkpoint, Next, Parameters, RecordKind, WalLevel, text_of};
+use super::{Action, Checkpoint, Next, Parameters, RecordKind, WalLevel, text_of};
 use crate::cursor::Cursor;
 use crate::{Error, Lsn, Major, TimelineId, Timestamp, TransactionId};
 
@@ -67,15 +67,21 @@ impl Reader {
 
     /// All of these are one field of a known size.
     pub(super) const fn begin(&self) -> Next {
-        let need = match self.layout {
+        Next::Field {
+            skip: 0,
+            need: self.bytes(),
+        }
+    }
+
+    const fn bytes(&self) -> usize {
+        match self.layout {
             Layout::CheckpointShutdown | Layout::CheckpointOnline => CHECKPOINT_BYTES,
             Layout::BackupEnd => 8,
             Layout::ParameterChange => 28,
             Layout::RestorePoint => 72,
             Layout::EndOfRecovery => 16,
             Layout::OverwriteContrecord => 16,
-        };
-        Next::Field { skip: 0, need }
+        }
     }
 
     pub(super) fn field(&mut self, bytes: &[u8]) -> Next {
@@ -120,6 +126,29 @@ impl Reader {
             },
         })
     }
+}
+
+/// What a record did, of which all of the main data is there.
+pub(super) fn parse_action<'a>(
+    info: u8,
+    mut cursor: Cursor<'a>,
+    major: Major,
+) -> Result<Action<'a>, Error> {
+    if let Some(reader) = Reader::new(info, major) {
+        let field = cursor.take(reader.bytes(), "main data")?;
+        return reader.parse(field).map(Action::Recovery);
+    }
+    Ok(match info & INFO_MASK {
+        SWITCH => Action::Recovery(RecordKind::Switch),
+        0x30 => Action::NextOid(cursor.u32("next OID")?),
+        0x80 => Action::FullPageWrites(cursor.bool(0, "full_page_writes")?),
+        0xA0 => Action::FullPageImages { for_hint: true },
+        0xB0 => Action::FullPageImages { for_hint: false },
+        0xE0 if major.has_checkpoint_redo() => Action::CheckpointRedo {
+            wal_level: parse_wal_level(&mut cursor)?,
+        },
+        _ => Action::Other,
+    })
 }
 
 fn parse_timeline(cursor: &mut Cursor<'_>) -> Result<TimelineId, Error> {

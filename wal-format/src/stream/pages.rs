@@ -1,6 +1,6 @@
 //! The decoder's way from page to page: what a page header must say at its place, and how the page joins what came before it.
 
-use super::{State, WalDecoder};
+use super::{Sink, State, WalDecoder};
 use crate::cursor::{all_zero, length};
 use crate::page::{
     FIRST_IS_CONTRECORD, LONG_HEADER, LONG_HEADER_BYTES, PAGE_BYTES, RawPageHeader,
@@ -15,7 +15,7 @@ const MAX_CONTINUED_BYTES: u32 = 0x3FFF_FFFF;
 
 impl WalDecoder {
     /// Collects a page header and acts on it.
-    pub(super) fn page<'a>(&mut self, input: &'a [u8], sink: &mut impl FnMut(Step)) -> &'a [u8] {
+    pub(super) fn page<'a>(&mut self, input: &'a [u8], sink: &mut impl Sink) -> &'a [u8] {
         let mut rest = input;
         for want in [SHORT_HEADER_BYTES, LONG_HEADER_BYTES] {
             let (taken, whole) = self.page_header.fill(rest, want);
@@ -48,7 +48,7 @@ impl WalDecoder {
         zeros: bool,
         raw: &RawPageHeader,
         long: Option<LongHeader>,
-        sink: &mut impl FnMut(Step),
+        sink: &mut impl Sink,
     ) {
         let padding = self.state == State::Padding;
         if zeros && padding {
@@ -70,7 +70,7 @@ impl WalDecoder {
             self.system_identifier = Some(long.system_identifier);
         }
         if !padding {
-            sink(Step::Page(page));
+            sink.step(Step::Page(page));
         }
         if let Err(reason) = self.continue_on(&page, sink) {
             self.invalid(address, reason, sink);
@@ -142,7 +142,7 @@ impl WalDecoder {
     fn continue_on(
         &mut self,
         page: &PageHeader,
-        sink: &mut impl FnMut(Step),
+        sink: &mut impl Sink,
     ) -> Result<(), InvalidReason> {
         let expected = match self.state {
             State::Begin => match page.continued {
@@ -176,7 +176,7 @@ impl WalDecoder {
             self.kind = None;
             self.header.clear();
             self.state = State::Between;
-            sink(Step::AbortedRecord {
+            sink.step(Step::AbortedRecord {
                 start,
                 overwritten_at: page.address,
             });

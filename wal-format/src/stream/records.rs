@@ -1,11 +1,13 @@
 //! The decoder's way from record to record: whole ones in place, others header first, then body, over any number of pages.
 
-use super::{State, WalDecoder};
+use super::{Sink, State, WalDecoder};
 use crate::cursor::{aligned, all_zero, index, length, split};
 use crate::page::PAGE_BYTES;
 use crate::record::{RECORD_HEADER_BYTES, length_problem};
 use crate::rmgr::{KindReader, is_switch};
-use crate::{EndReason, InvalidReason, Lsn, Major, Record, RecordHeader, RecordKind, Step};
+use crate::{
+    EndReason, InvalidReason, Lsn, Major, Record, RecordBody, RecordHeader, RecordKind, Step,
+};
 
 /// A switch record is a bare header that starts at a multiple of 8, so at most this much of it lies in the next segment, after the page
 /// header: up to this offset.
@@ -14,7 +16,7 @@ const MAX_SWITCH_TAIL_OFFSET: u32 = 56;
 
 impl WalDecoder {
     /// Records that lie whole in the input: the fast path. The first that does not is left to the other states.
-    pub(super) fn records<'a>(&mut self, input: &'a [u8], sink: &mut impl FnMut(Step)) -> &'a [u8] {
+    pub(super) fn records<'a, S: Sink>(&mut self, input: &'a [u8], sink: &mut S) -> &'a [u8] {
         let mut rest = input;
         let Some(major) = self.major else {
             // Every page header sets it.
@@ -48,7 +50,8 @@ impl WalDecoder {
             }
             self.position = start.saturating_add(record.len() as u64);
             self.start = start;
-            self.finish_record(&header, self.position, sink);
+            let body = S::BODIES.then(|| RecordBody::whole(header, major, body));
+            self.finish_record(&header, self.position, body.as_ref(), sink);
             rest = after;
             if self.state != State::Between {
                 return rest;
@@ -63,11 +66,7 @@ impl WalDecoder {
     }
 
     /// Collects a record header, which may lie on two pages.
-    pub(super) fn record_header<'a>(
-        &mut self,
-        input: &'a [u8],
-        sink: &mut impl FnMut(Step),
-    ) -> &'a [u8] {
+    pub(super) fn record_header<'a>(&mut self, input: &'a [u8], sink: &mut impl Sink) -> &'a [u8] {
         let Some(major) = self.major else {
             return self.pass(input, PAGE_BYTES);
         };
@@ -87,7 +86,7 @@ impl WalDecoder {
     }
 
     /// Judges as much of a record header as lies on the page.
-    fn judge_header(&mut self, major: Major, sink: &mut impl FnMut(Step)) {
+    fn judge_header<S: Sink>(&mut self, major: Major, sink: &mut S) {
         let header = RecordHeader::parse(self.header.array());
         if header.total_length == 0 {
             return self.end_of_wal(EndReason::Zeros, sink);
@@ -104,6 +103,11 @@ impl WalDecoder {
         if whole {
             self.crc.reset();
             self.kind = KindReader::new(&header, major);
+            self.body.begin(if S::BODIES {
+                Some((header, major))
+            } else {
+                None
+            });
             self.state = State::Body {
                 left: header.body_length(),
             };
@@ -114,14 +118,17 @@ impl WalDecoder {
     }
 
     /// Ends a record that was read in pieces: its last byte is the one before the position.
-    pub(super) fn end_record(&mut self, sink: &mut impl FnMut(Step)) {
+    pub(super) fn end_record(&mut self, sink: &mut impl Sink) {
         self.crc
             .update(RecordHeader::crc_covered(self.header.array()));
         let header = RecordHeader::parse(self.header.array());
         self.header.clear();
         self.state = State::Between;
         let end = self.align();
-        self.finish_record(&header, end, sink);
+        // Taken out, for the body borrows from it; its buffer is used again.
+        let body = core::mem::take(&mut self.body);
+        self.finish_record(&header, end, body.body().as_ref(), sink);
+        self.body = body;
     }
 
     /// The next record's place after the position, with the state that leads there.
@@ -134,7 +141,13 @@ impl WalDecoder {
     }
 
     /// Judges a record whose bytes have all been read.
-    fn finish_record(&mut self, header: &RecordHeader, end: Lsn, sink: &mut impl FnMut(Step)) {
+    fn finish_record(
+        &mut self,
+        header: &RecordHeader,
+        end: Lsn,
+        body: Option<&RecordBody<'_>>,
+        sink: &mut impl Sink,
+    ) {
         let start = self.start;
         let computed = self.crc.finish();
         if computed != header.crc {
@@ -164,26 +177,27 @@ impl WalDecoder {
         self.previous = Some(start);
         self.chain_end = end;
         let switch = matches!(kind, Some(RecordKind::Switch));
-        sink(Step::Record(Record {
+        let record = Record {
             start,
             end,
             header: *header,
             kind,
-        }));
+        };
+        sink.record(record, body);
         if switch {
             self.enter_padding(Some(start), sink);
         }
     }
 
     /// A switch record ended before `chain_end`.
-    fn enter_padding(&mut self, record: Option<Lsn>, sink: &mut impl FnMut(Step)) {
+    fn enter_padding(&mut self, record: Option<Lsn>, sink: &mut impl Sink) {
         let size = self.config.segment_size;
         let next = size.end(size.segment_before(self.chain_end));
         if self.chain_end < next {
             // The record's own padding is zero too.
             self.state = State::Padding;
         }
-        sink(Step::Switch { record, next });
+        sink.step(Step::Switch { record, next });
     }
 
     /// Passes over the rest of a record whose start was not seen.
@@ -191,7 +205,7 @@ impl WalDecoder {
         &mut self,
         input: &'a [u8],
         left: u32,
-        sink: &mut impl FnMut(Step),
+        sink: &mut impl Sink,
     ) -> &'a [u8] {
         let (bytes, rest) = split(input, index(left));
         let size = self.config.segment_size;
@@ -210,17 +224,13 @@ impl WalDecoder {
                 self.start = end;
                 self.state = State::AfterTail;
             }
-            sink(Step::ContinuedRecordEnd { end });
+            sink.step(Step::ContinuedRecordEnd { end });
         }
         rest
     }
 
     /// After what may be the rest of a switch record: zeros tell that it was.
-    pub(super) fn after_tail<'a>(
-        &mut self,
-        input: &'a [u8],
-        sink: &mut impl FnMut(Step),
-    ) -> &'a [u8] {
+    pub(super) fn after_tail<'a>(&mut self, input: &'a [u8], sink: &mut impl Sink) -> &'a [u8] {
         let (taken, whole) = self.header.fill(input, RECORD_HEADER_BYTES);
         let rest = self.pass(input, length(taken));
         if whole {

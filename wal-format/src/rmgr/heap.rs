@@ -1,0 +1,75 @@
+//! Main data of the resource managers Heap and Heap2: what happened to rows.
+//!
+//! Source: `src/include/access/heapam_xlog.h`, majors 14 to 18. Little-endian. Of most kinds the main data says which rows of the blocks were meant,
+//! which is of no interest here. The others:
+//!
+//! | kind | fields |
+//! |---|---|
+//! | multi-insert | flags (1), padding (1), number of rows (2) |
+//! | truncate | database (4), number of relations (4), flags (1: cascade, 2: restart identity), padding (3), relations (4 each) |
+//! | in-place | row (2); since 18 padding (2), database (4), tablespace (4), boolean (1), padding (3), number of messages (4), messages (16 each) |
+
+use super::Action;
+use crate::cursor::Cursor;
+use crate::list::List;
+use crate::{Error, Major};
+
+/// Without the bit that says that the page is made anew.
+const KIND_MASK: u8 = 0x70;
+
+const CASCADE: u8 = 1 << 0;
+const RESTART_IDENTITY: u8 = 1 << 1;
+
+#[inline]
+pub(super) fn parse_heap<'a>(
+    info: u8,
+    mut cursor: Cursor<'a>,
+    major: Major,
+) -> Result<Action<'a>, Error> {
+    Ok(match info & KIND_MASK {
+        0x00 => Action::Insert,
+        0x10 => Action::Delete,
+        0x20 => Action::Update { hot: false },
+        0x30 => {
+            let database = cursor.u32("database")?;
+            let count = cursor.u32("number of relations")?;
+            let flags = cursor.u8("truncate flags")?;
+            cursor.take(3, "padding")?;
+            Action::Truncate {
+                database,
+                relations: cursor.list(count, "relations")?,
+                cascade: flags & CASCADE != 0,
+                restart_identity: flags & RESTART_IDENTITY != 0,
+            }
+        }
+        0x40 => Action::Update { hot: true },
+        0x50 => Action::ConfirmInsert,
+        0x60 => Action::LockRow,
+        _ => Action::UpdateInPlace {
+            row: cursor.u16("row")?,
+            invalidations: if major.inplace_has_invalidations() {
+                cursor.take(14, "database and tablespace")?;
+                let count = cursor.u32("number of messages")?;
+                cursor.list(count, "messages")?
+            } else {
+                List::EMPTY
+            },
+        },
+    })
+}
+
+#[inline]
+pub(super) fn parse_heap2(info: u8, mut cursor: Cursor<'_>) -> Result<Action<'_>, Error> {
+    Ok(match info & KIND_MASK {
+        0x50 => {
+            cursor.u16("flags")?;
+            Action::MultiInsert {
+                rows: cursor.u16("number of rows")?,
+            }
+        }
+        0x10..=0x40 => Action::HeapUpkeep,
+        0x60 => Action::LockRow,
+        // Rewrite mappings and command ids: for logical decoding.
+        _ => Action::Other,
+    })
+}
