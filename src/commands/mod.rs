@@ -12,6 +12,7 @@ pub(crate) mod restore;
 pub(crate) mod run;
 pub(crate) mod status;
 pub(crate) mod verify;
+pub(crate) mod window;
 
 use std::path::PathBuf;
 

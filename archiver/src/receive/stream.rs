@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use wal_format::{DecoderConfig, Lsn, SegmentNumber, TimelineId, Timestamp};
 
+use super::roll_up::{RollUps, StoredSegment};
 use super::{OnInvalid, Receiver, ResumePoint, Rpo, StoredRecords, segments_in_flight};
 use crate::assembler::{AssembledSegment, Assembler};
 use crate::progress::{Positions, Progress};
@@ -90,6 +91,7 @@ struct Facets {
     on_invalid: OnInvalid,
     first_invalid: Arc<AtomicU64>,
     stop: watch::Receiver<bool>,
+    roll_ups: Option<RollUps>,
     max_in_flight: usize,
 }
 
@@ -120,6 +122,7 @@ impl Streaming {
                 on_invalid: receiver.config.on_invalid,
                 first_invalid: Arc::clone(&receiver.first_invalid),
                 stop: receiver.stop.clone(),
+                roll_ups: receiver.roll_ups.clone(),
                 max_in_flight: segments_in_flight(receiver.size),
             },
             decoder,
@@ -258,11 +261,19 @@ impl Streaming {
         let uploader = self.receiver.uploader.clone();
         let facts = self.facts(key, &segment);
         let number = segment.number;
+        let roll_ups = self.receiver.roll_ups.clone();
         self.segments_in_flight += 1;
         self.jobs.spawn(async move {
             let (sealed, spare) = uploader.seal(facts, segment.plain).await?;
             let stored = uploader.put(&sealed).await?;
             tracing::debug!(segment = %segment.name, already = stored == Stored::Already, bytes = sealed.stored_size(), "segment stored");
+            if let Some(roll_ups) = roll_ups {
+                roll_ups.stored(StoredSegment {
+                    name: segment.name,
+                    stored_size: sealed.stored_size(),
+                    wal: segment.descriptor,
+                });
+            }
             Ok(Done::Segment { number, spare })
         });
     }
