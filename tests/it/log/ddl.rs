@@ -200,7 +200,10 @@ fn relations_are_followed(builder: Builder) {
         (&relation["name_from"], &relation["name_from_backup"]),
         (&"later-snapshot".into(), &second["label"])
     );
-    assert_eq!(log(&source, &["--drops", "--last", "1"])[0].xid, twice_dropped);
+    assert_eq!(
+        log(&source, &["--drops", "--last", "1"])[0].xid,
+        twice_dropped
+    );
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Every transaction of a workload with concurrent clients is in the log with its rows per table, and none that did not happen.
 
-use super::{Source, document, Counts, Entry, find, json, log, transaction};
+use super::{Counts, Entry, Source, document, find, json, log, transaction};
 use crate::support::postgres::{Builder, Server};
 use crate::support::wal_dump::{Lsn, WalDump};
 use crate::support::walden::Walden;

@@ -1,9 +1,9 @@
 //! A restore to the target that the log prints brings back what was lost, and nothing else is gone than it says.
 
-use super::{Source, Entry, find, log, transaction};
-use crate::support::restored::Restored;
+use super::{Entry, Source, find, log, transaction};
 use crate::support::postgres::{Builder, Server};
 use crate::support::process::{self, COMMAND_DEADLINE, Output};
+use crate::support::restored::Restored;
 
 /// Restores to the target of the command that the log prints.
 fn restore(source: &Source, entry: &Entry, name: &str) -> Restored {
