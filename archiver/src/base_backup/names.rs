@@ -48,7 +48,7 @@ const RELATIONS: &str = "DECLARE names NO SCROLL CURSOR FOR \
           JOIN pg_database d ON d.datname = current_database() \
           LEFT JOIN pg_index i ON i.indexrelid = c.oid \
           LEFT JOIN pg_class t ON t.reltoastrelid = c.oid AND c.relkind = 't' \
-     WHERE c.relkind IN ('r', 'i', 't', 'S', 'm', 'p', 'I') AND c.relpersistence <> 't'";
+     WHERE c.relkind IN ('r', 'i', 't', 'S', 'm', 'p', 'I', 'v', 'f') AND c.relpersistence <> 't'";
 
 /// What became of the snapshot.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

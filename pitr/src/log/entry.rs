@@ -292,9 +292,14 @@ impl Fates {
                 Some(named) => (named.database_oid, named.oid),
                 None => (file.database, file.relation),
             };
-            match dropped.is_some_and(|dropped| dropped.contains(&relation)) {
-                true => explained += 1,
-                false => replaced.push(named.map(|named| named.kind)),
+            let is_dropped = |relation| dropped.is_some_and(|dropped| dropped.contains(&relation));
+            explained += usize::from(is_dropped(relation));
+            // A rewrite gives the table another TOAST table and drops the old one.
+            let table = named
+                .as_ref()
+                .and_then(|named| toast_owner(ended.commit, book, named));
+            if !is_dropped(table.unwrap_or(relation)) {
+                replaced.push(named.map(|named| named.kind));
             }
         }
         // Each relation that lost its file and stays got a new one.
@@ -333,6 +338,21 @@ impl Fates {
                 false => Fate::TruncatedOrRewritten,
             },
         }
+    }
+}
+
+/// The table of a TOAST table, or of its index.
+fn toast_owner(at: Lsn, book: &NameBook, named: &NamedRelation) -> Option<(u32, u32)> {
+    let owner = named.owner?;
+    let database = named.database_oid;
+    match named.kind {
+        't' => Some((database, owner)),
+        'i' => {
+            let toast = book.of_relation(at, database, owner)?;
+            let table = toast.owner.filter(|_| toast.kind == 't')?;
+            Some((database, table))
+        }
+        _ => None,
     }
 }
 
@@ -649,9 +669,9 @@ mod tests {
             &past(filled, ALL, Some(&[])),
             &[("orders", Some(Fate::Rewritten), 0, 3)],
         );
-        // VACUUM FULL makes a relation whose OID is its file's number, and drops it.
+        // VACUUM FULL makes a relation whose OID is its file's number, and drops it with the old TOAST table.
         check(
-            &past(filled, ALL, Some(&[20001])),
+            &past(filled, ALL, Some(&[20001, 16386, 16387])),
             &[("orders", Some(Fate::Rewritten), 0, 3)],
         );
     }

@@ -143,10 +143,10 @@ impl<'a> Scan<'a> {
                 }
             }
             // Of ALTER DATABASE … SET TABLESPACE only the commit between these two has a number.
-            Change::Cluster(ClusterEvent::MoveDatabase(database)) if xid == 0 => {
-                if self.moves.len() < MAX_MOVES {
-                    self.moves.insert(database, (mark, Vec::new()));
-                }
+            Change::Cluster(ClusterEvent::MoveDatabase(database))
+                if xid == 0 && self.moves.len() < MAX_MOVES =>
+            {
+                self.moves.insert(database, (mark, Vec::new()));
             }
             Change::Cluster(ClusterEvent::DropDatabase(database)) if xid == 0 => {
                 self.moved(database);
