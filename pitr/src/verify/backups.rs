@@ -16,6 +16,7 @@ use futures_util::StreamExt;
 use repository::backup::{PART_BYTES, PartDescriptor};
 use repository::descriptor::Descriptor;
 use repository::key::{Archive, BackupObject, ObjectKey};
+use repository::names::MAX_CATALOG_BYTES;
 use wal_format::{ControlFile, Lsn};
 
 /// Largest `pg_control` that is looked at; the server's has 8 KiB.
@@ -56,6 +57,7 @@ pub(crate) async fn check_backup(
         })
     });
     check.parts(contents, memory).await?;
+    check.catalog(memory).await?;
     Ok(check.found)
 }
 
@@ -167,6 +169,17 @@ impl BackupCheck<'_> {
         }
     }
 
+    /// Looks at the names of relations, if they are stored; no recovery needs them.
+    async fn catalog(&mut self, memory: &mut Memory) -> Result<()> {
+        let key = self.key(BackupObject::Catalog);
+        let before = self.found.len();
+        self.read(&key, MAX_CATALOG_BYTES, false, memory).await?;
+        for found in self.found.iter_mut().skip(before) {
+            found.place = Place::Nowhere;
+        }
+        Ok(())
+    }
+
     /// Looks at every part; with `contents` at every file in it.
     async fn parts(
         &mut self,
@@ -204,10 +217,10 @@ impl BackupCheck<'_> {
                 continue;
             };
             let name = key.to_string();
-            // Minimal descriptors have no checksum; then only the size is compared.
+            // Neither may say: it would tell what the plain bytes are.
             let sums = descriptor.plain_crc32.zip(part.plain_crc32);
-            let sums_differ = sums.is_some_and(|(here, listed)| here != listed);
-            if descriptor.plain_size != u64::from(part.plain_size) || sums_differ {
+            let same_sum = sums.is_none_or(|(found, listed)| found == listed);
+            if descriptor.plain_size != u64::from(part.plain_size) || !same_sum {
                 let detail = "it is not the part that backup.json lists: size or checksum differ";
                 memory.forget(&name);
                 self.add(name, None, Problem::Contradiction, detail.into());

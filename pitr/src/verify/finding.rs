@@ -126,7 +126,7 @@ impl Found {
 fn advice(found: &Found, affects: &[Effect]) -> String {
     let another_copy =
         "put the object back from another repository or an older version of it in the store";
-    let text = match (&found.place, found.problem) {
+    match (&found.place, found.problem) {
         (_, Problem::LaterVersion) => "verify with the version of Walden that wrote it".to_owned(),
         (_, Problem::WrongKey) => "give the identity it was encrypted for as well".to_owned(),
         (_, Problem::Unencrypted) => {
@@ -152,8 +152,7 @@ fn advice(found: &Found, affects: &[Effect]) -> String {
             format!("{another_copy}; else take a new base backup (walden backup)")
         }
         (Place::Nowhere, _) => "no recovery needs it".to_owned(),
-    };
-    text
+    }
 }
 
 fn optional_text<T: fmt::Display, S: serde::Serializer>(

@@ -234,7 +234,7 @@ fn total(job: &Job<'_>) -> u64 {
             .is_some_and(|number| survey.is_wanted(number)),
         ObjectKey::Backup {
             label,
-            object: BackupObject::Manifest | BackupObject::Part { .. },
+            object: BackupObject::Manifest | BackupObject::Catalog | BackupObject::Part { .. },
             ..
         } => survey
             .backups

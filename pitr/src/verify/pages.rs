@@ -25,11 +25,14 @@ pub(crate) struct WrongPage {
     pub(crate) computed: u16,
 }
 
+/// Where in its page a piece begins, and its bytes.
+type Fragment = (usize, Vec<u8>);
+
 /// Looks at pages. Whether the cluster has checksums is known only at the end, from its `pg_control`.
 pub(crate) struct PageCheck {
     start: Lsn,
     /// Pages of which only a part has come: file and block in it.
-    fragments: BTreeMap<(String, u64), Vec<(usize, Vec<u8>)>>,
+    fragments: BTreeMap<(String, u64), Vec<Fragment>>,
     pub(crate) pages: u64,
     pub(crate) wrong: Vec<WrongPage>,
     /// Wrong pages, those that are not kept included.

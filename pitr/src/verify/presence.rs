@@ -5,9 +5,13 @@ use super::finding::{Found, Place, Problem};
 use super::survey::{KnownBackup, Survey};
 use crate::plan::{Piece, PieceSource, WalPath, plan_pieces};
 use repository::key::{Archive, BackupObject, ObjectKey};
+use repository::names::MAX_CATALOG_BYTES;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use wal_format::{Lsn, SegmentName};
+
+/// Largest catalogue snapshot as it is stored.
+const MAX_STORED_CATALOG: u64 = MAX_CATALOG_BYTES as u64 + (1 << 20);
 
 /// How far a backup can be recovered on one timeline, as far as what is stored says.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -103,6 +107,18 @@ pub(crate) fn check_parts(survey: &Survey, backup: &KnownBackup, found: &mut Vec
         if next.get(archive).is_none_or(|parts| part >= parts) {
             let detail = "the backup's descriptor does not list it".into();
             bad(object.to_string(), Problem::Contradiction, detail);
+        }
+    }
+    let catalog = key(BackupObject::Catalog);
+    match survey.objects.get(&catalog) {
+        Some(meta) => stored += meta.size,
+        // Without it the sum is smaller, whether it was never taken or is gone; nothing but `walden log` reads it.
+        None => {
+            stored = stored.max(
+                descriptor
+                    .stored_size
+                    .min(stored.saturating_add(MAX_STORED_CATALOG)),
+            )
         }
     }
     if plain != descriptor.plain_size || stored != descriptor.stored_size {

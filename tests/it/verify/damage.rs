@@ -5,6 +5,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD_NO_PAD;
 use repository::descriptor::WalDescriptor;
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 use wal_format::{DecoderConfig, Lsn, Record, SegmentName, Step, WalDecoder};
 
 /// Bytes of a payload's chunk with its tag, and of the nonce ahead of the first.
@@ -138,21 +139,24 @@ fn stored_bytes() -> Vec<Damage> {
             "a tail chunk with a flipped byte",
             "--checksums",
             |archive, copy| {
-                let folder = format!("{}/tail/00000002", archive.cluster);
-                let mut names: Vec<String> = std::fs::read_dir(copy.path(&folder))
-                    .unwrap()
-                    .flatten()
-                    .map(|entry| entry.file_name().into_string().unwrap())
-                    .collect();
-                names.sort();
-                // Those of the newest segment; what a sealed one covers is garbage.
-                let name = names.last().unwrap();
-                let key = format!("{folder}/{name}");
+                let key = newest_chunk(archive, copy);
                 flip(copy, &key, |bytes| bytes.len() - 5);
                 vec![(key, None)]
             },
         ),
     ]
+}
+
+/// The newest tail chunk of timeline 2: of the segment that is not sealed; those that a sealed one covers are garbage.
+fn newest_chunk(archive: &Archive, copy: &Copy) -> String {
+    let folder = format!("{}/tail/00000002", archive.cluster);
+    let mut names: Vec<String> = std::fs::read_dir(copy.path(&folder))
+        .unwrap()
+        .flatten()
+        .map(|entry| entry.file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    format!("{folder}/{}", names.last().unwrap())
 }
 
 fn wrong_places() -> Vec<Damage> {
@@ -289,6 +293,20 @@ fn sealed_anew() -> Vec<Damage> {
             },
         ),
         damage(
+            "a flipped bit in a tail chunk, sealed anew",
+            "--wal",
+            |archive, copy| {
+                let key = newest_chunk(archive, copy);
+                let (descriptor, mut plain) = archive.open(&key, copy.read(&key));
+                let wal = descriptor.wal.unwrap();
+                let last = wal.last_record.unwrap();
+                let at = last.distance_from(wal.start_lsn).unwrap() + 24;
+                plain[usize::try_from(at).unwrap()] ^= 4;
+                copy.write(&key, &archive.seal(&key, Some(wal), &plain));
+                vec![(key, Some(last))]
+            },
+        ),
+        damage(
             "a segment stored with its damage marked",
             "--presence",
             |archive, copy| {
@@ -342,6 +360,11 @@ fn backups() -> Vec<Damage> {
             },
         ),
         damage(
+            "a data page that does not have its checksum",
+            "--backups",
+            damage_page,
+        ),
+        damage(
             "a file changed within a part, sealed anew",
             "--backups",
             |archive, copy| {
@@ -360,7 +383,7 @@ fn backups() -> Vec<Damage> {
                     let old = backup["parts"][0]["stored_size"].as_u64().unwrap();
                     let size = sealed.len() as u64;
                     backup["parts"][0]["stored_size"] = size.into();
-                    backup["parts"][0]["plain_crc32"] = crc32fast::hash(&plain).into();
+                    backup["parts"][0]["plain_crc32"] = crc_text(&plain);
                     let stored: u64 = backup["stored_size"].as_str().unwrap().parse().unwrap();
                     backup["stored_size"] = (stored - old + size).to_string().into();
                 });
@@ -368,6 +391,65 @@ fn backups() -> Vec<Damage> {
             },
         ),
     ]
+}
+
+/// A CRC-32 as documents spell it.
+fn crc_text(bytes: &[u8]) -> Value {
+    format!("{:08x}", crc32fast::hash(bytes)).into()
+}
+
+/// A file's contents in a tar stream: where they begin, and how many bytes.
+fn member(tar: &[u8], wanted: &str) -> (usize, usize) {
+    let mut at = 0;
+    loop {
+        let header = &tar[at..at + 512];
+        let name = header[..100].split(|byte| *byte == 0).next().unwrap();
+        let size = std::str::from_utf8(&header[124..135]).unwrap();
+        let size = usize::from_str_radix(size, 8).unwrap();
+        if name == wanted.as_bytes() {
+            return (at + 512, size);
+        }
+        at += 512 + size.next_multiple_of(512);
+    }
+}
+
+/// Damages a data page and makes everything but the page itself fit: the manifest, its own checksum, and the backup's descriptor.
+fn damage_page(archive: &Archive, copy: &Copy) -> Vec<Named> {
+    const FILE: &str = "base/5/1259";
+    let folder = format!("{}/backups/{}", archive.cluster, archive.labels[0]);
+    let (part, manifest) = (part_key(archive, 0), format!("{folder}/manifest"));
+    let (_, mut plain) = archive.open(&part, copy.read(&part));
+    let (at, size) = member(&plain, FILE);
+    let hex = |bytes: &[u8]| -> String {
+        let sum = crc32c::crc32c(bytes).to_le_bytes();
+        sum.iter().map(|byte| format!("{byte:02x}")).collect()
+    };
+    let old = hex(&plain[at..at + size]);
+    plain[at + 8192 + 4000] ^= 1;
+    let new = hex(&plain[at..at + size]);
+    let (_, text) = archive.open(&manifest, copy.read(&manifest));
+    let text = String::from_utf8(text).unwrap();
+    assert!(text.contains(&old), "the manifest lists {old}");
+    let text = text.replace(&old, &new);
+    let last = text.trim_end().rfind('\n').unwrap() + 1;
+    let sum: String = Sha256::digest(&text.as_bytes()[..last])
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    let text = format!("{}\"Manifest-Checksum\": \"{sum}\"}}\n", &text[..last]);
+    let sizes = [&part, &manifest].map(|key| copy.read(key).len() as u64);
+    let sealed = archive.seal(&part, None, &plain);
+    copy.write(&part, &sealed);
+    copy.write(&manifest, &archive.seal(&manifest, None, text.as_bytes()));
+    let grown = [&part, &manifest].map(|key| copy.read(key).len() as u64);
+    edit_json(copy, &format!("{folder}/backup.json"), |backup| {
+        backup["parts"][0]["stored_size"] = grown[0].into();
+        backup["parts"][0]["plain_crc32"] = crc_text(&plain);
+        let stored: u64 = backup["stored_size"].as_str().unwrap().parse().unwrap();
+        let stored = stored - sizes.iter().sum::<u64>() + grown.iter().sum::<u64>();
+        backup["stored_size"] = stored.to_string().into();
+    });
+    vec![(format!("{folder}/backup.json: {FILE}"), None)]
 }
 
 fn edit_json(copy: &Copy, key: &str, edit: impl Fn(&mut Value)) {
@@ -421,7 +503,7 @@ fn told_wrong(encrypted: bool) -> Vec<Damage> {
                     archive.cluster, archive.labels[0]
                 );
                 edit_json(copy, &key, |backup| {
-                    backup["parts"][0]["plain_crc32"] = 7.into()
+                    backup["parts"][0]["plain_crc32"] = "00000007".into()
                 });
                 vec![(part_key(archive, 0), None)]
             },
