@@ -11,6 +11,7 @@
 #[path = "../tests/it/support/mod.rs"]
 #[expect(
     dead_code,
+    unused_imports,
     reason = "shared with the integration tests, which use the rest"
 )]
 mod support;

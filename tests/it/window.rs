@@ -1,6 +1,8 @@
 //! `walden window` over real servers, judged by `pg_waldump` and the transactions that clients were told: exact to the commit, across a
 //! failover, a hole and a lost key; the same answer in `list`, in the refusals of `restore`, and on the page, in a real browser.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use crate::push::Site;
 use crate::support::oracle::Oracle;
 use crate::support::postgres::Server;
