@@ -11,6 +11,7 @@
 #[path = "../tests/it/support/mod.rs"]
 #[expect(
     dead_code,
+    unused_imports,
     reason = "shared with the integration tests, which use the rest"
 )]
 mod support;
@@ -176,6 +177,22 @@ fn main() {
         "window: {segments} segments on S3, built in {:.1?}",
         begun.elapsed()
     );
+    for wide in [false, true] {
+        let begun = Instant::now();
+        let listed = runtime.block_on(async {
+            match wide {
+                false => store.list("7").await,
+                true => store.list_wide("7", 3).await,
+            }
+        });
+        let (objects, took) = (listed.unwrap().len(), begun.elapsed());
+        let how = if wide {
+            "several folders at a time"
+        } else {
+            "page by page"
+        };
+        println!("window: {objects} objects listed {how} in {took:.2?}");
+    }
     let scratch = Scratch::new();
     let walden = Walden::in_directory(scratch.path()).envs(bucket.environment());
     let timed = |arguments: &[&str]| {

@@ -54,7 +54,7 @@ pub enum Error {
         /// Why it cannot be reached.
         reason: String,
         /// What can be reached.
-        window: Window,
+        window: Box<Window>,
     },
     /// An object that the plan needs is missing.
     #[error("{object}: missing: {reason}")]
@@ -72,7 +72,7 @@ pub enum Error {
         /// Why it must exist.
         reason: String,
         /// What can be reached.
-        window: Window,
+        window: Box<Window>,
     },
     /// Stored bytes or what they claim of themselves contradict each other.
     #[error("{object}: {reason}")]

@@ -8,7 +8,6 @@ use crate::search::{PieceBytes, PlanRequest, WalSource, plan_recovery};
 use crate::segment_source::SegmentSource;
 use crate::survey::windows_of;
 use crate::target::RecoveryGoal;
-use crate::window::Window;
 use futures_util::StreamExt;
 use repository::Repository;
 use repository::backup::BackupDescriptor;
@@ -54,7 +53,7 @@ impl PlanMaterial {
             return Err(Error::Unreachable {
                 what: format!("cluster {cluster}"),
                 reason: "it is not in this repository".into(),
-                window: Window::default(),
+                window: Box::default(),
             });
         };
         let size = document.segment_size()?;
@@ -140,12 +139,12 @@ impl PlanMaterial {
             Error::Unreachable { what, reason, .. } => Error::Unreachable {
                 what,
                 reason,
-                window,
+                window: window.into(),
             },
             Error::Missing { object, reason } => Error::MissingOnTheWay {
                 object,
                 reason,
-                window,
+                window: window.into(),
             },
             other => other,
         }

@@ -132,7 +132,7 @@ pub fn choose_timeline(catalog: &Catalog, wanted: Option<TimelineId>) -> Result<
     let unreachable = |what: String, reason: &str| Error::Unreachable {
         what,
         reason: reason.into(),
-        window: Window::default(),
+        window: Box::default(),
     };
     let newest = catalog.timelines.keys().next_back().copied();
     let Some(timeline) = wanted.or(newest) else {
@@ -344,7 +344,7 @@ pub fn choose_backups<'b>(
     let unreachable = |what: String, reason: String| Error::Unreachable {
         what,
         reason,
-        window,
+        window: window.into(),
     };
     let asked: Vec<&BackupFacts> = backups
         .iter()

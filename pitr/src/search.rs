@@ -154,7 +154,7 @@ pub async fn plan_recovery(
     Err(Error::Unreachable {
         what: goal.to_string(),
         reason,
-        window,
+        window: window.into(),
     })
 }
 

@@ -152,10 +152,7 @@ impl<'a> WalMap<'a> {
 
     fn own_numbers(&self, timeline: TimelineId) -> BTreeSet<SegmentNumber> {
         let begin = self.begin(timeline);
-        let names = self
-            .objects(timeline)
-            .into_iter()
-            .flat_map(|objects| stored_names(objects));
+        let names = self.objects(timeline).into_iter().flat_map(stored_names);
         names
             .filter_map(|name| name.number(self.size()))
             .filter(|number| Some(*number) >= begin)

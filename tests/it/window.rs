@@ -1,9 +1,11 @@
 //! `walden window` over real servers, judged by `pg_waldump` and the transactions that clients were told: exact to the commit, across a
 //! failover, a hole and a lost key; the same answer in `list`, in the refusals of `restore`, and on the page, in a real browser.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use crate::push::Site;
 use crate::support::oracle::Oracle;
-use crate::support::postgres::Server;
+use crate::support::postgres::{Server, Stop, tool_command};
 use crate::support::process::{self, COMMAND_DEADLINE, Output, Running, command};
 use crate::support::wait_until;
 use crate::support::wal_dump::{Lsn, WalDump};
@@ -33,7 +35,10 @@ struct Archive {
 
 impl Archive {
     fn start(major: u32) -> Self {
-        let server = Server::builder(major).wal_segment_mib(1).start();
+        Self::of(Server::builder(major).wal_segment_mib(1).start())
+    }
+
+    fn of(server: Server) -> Self {
         let mut archive = Self {
             site: Site::new(server, None, &[]),
             run: None,
@@ -353,4 +358,157 @@ fn the_last_reachable_commit_is_exact_on_15() {
 #[test]
 fn the_last_reachable_commit_is_exact_on_18() {
     exact_to_the_commit(18);
+}
+
+#[test]
+fn a_new_timeline_branches_off_in_the_tree_and_is_followed() {
+    let server = Server::builder(18)
+        .wal_segment_mib(1)
+        .setting("restore_command = 'false'")
+        .start();
+    let mut archive = Archive::of(server);
+    let backup = archive.backup();
+    archive
+        .server()
+        .psql("create table t (n int); insert into t values (1)");
+    archive.wait_stored();
+    // Archive recovery ends on a new timeline.
+    archive.site.server.stop(Stop::Fast, DEADLINE);
+    fs::write(
+        archive.server().data_directory().join("recovery.signal"),
+        "",
+    )
+    .unwrap();
+    archive.site.server.start();
+    wait_until("the server is on timeline 2", DEADLINE, || {
+        (archive.server().psql("select pg_is_in_recovery()") == "f").then_some(())
+    });
+    archive.server().psql("insert into t values (2)");
+    wait_until("timeline 2 is received", DEADLINE, || {
+        let active = "select active from pg_replication_slots where slot_name = 'walden'";
+        (archive.server().psql(active) == "t").then_some(())
+    });
+    archive.wait_stored();
+    archive.stop();
+    let row = |n: u32| {
+        let told = archive.server().psql(&format!(
+            "select xmin, to_char(pg_xact_commit_timestamp(xmin) at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')
+             from t where n = {n}"
+        ));
+        let (xid, time) = told.split_once('|').unwrap();
+        (
+            xid.parse::<u64>().unwrap(),
+            time.parse::<jiff::Timestamp>().unwrap(),
+        )
+    };
+    let history =
+        fs::read_to_string(archive.server().wal_directory().join("00000002.history")).unwrap();
+    let switch = history.split_whitespace().nth(1).unwrap();
+
+    let windows = &archive.window(0)["repositories"][0];
+    let timelines = windows["timelines"].as_array().unwrap();
+    assert_eq!(timelines.len(), 2, "{windows}");
+    let second = &timelines[1];
+    assert_eq!(
+        (
+            &second["timeline"],
+            &second["parent"],
+            &second["switch_lsn"]
+        ),
+        (&2.into(), &1.into(), &switch.into())
+    );
+    let ranges = &windows["backups"][0]["ranges"];
+    assert_eq!(windows["backups"][0]["label"], backup["label"]);
+    for (range, timeline, n) in [(&ranges[0], 2, 2), (&ranges[1], 1, 1)] {
+        let (xid, time_told) = row(n);
+        assert_eq!(range["timeline"], timeline, "{windows}");
+        assert_eq!(range["last_commit"]["xid"], xid, "{windows}");
+        assert_eq!(time(&range["last_commit"]["time"]), time_told);
+    }
+    assert_eq!(ranges[1]["to"]["lsn"], switch, "{windows}");
+    assert_eq!(windows["last_commit"], ranges[0]["last_commit"]);
+    let key = archive.key();
+    let text = archive
+        .site
+        .walden
+        .run(["window", "--identity", &key])
+        .expect_success();
+    assert!(
+        text.stdout.contains(&format!("     2 from {switch} on")),
+        "{text}"
+    );
+    // Without the key the timelines stand each for itself.
+    let elsewhere = Walden::in_directory(archive.server().scratch());
+    let url = format!("file://{}", archive.site.repository.display());
+    let keyless = json(&elsewhere.run(["window", &url, "--json"]).expect_success());
+    let keyless = &keyless["repositories"][0];
+    assert_eq!(keyless["timelines"][1]["known"], false);
+    assert_eq!(keyless["backups"][0]["ranges"].as_array().unwrap().len(), 1);
+    assert_eq!(keyless["backups"][0]["ranges"][0]["timeline"], 1);
+}
+
+#[test]
+fn run_rolls_a_log_up_when_it_ends_and_the_answer_does_not_depend_on_it() {
+    let mut server = Server::builder(15).wal_segment_mib(1).make();
+    // WAL goes on near the end of the first 4 GiB.
+    let mut reset = tool_command(15, "pg_resetwal");
+    reset.args(["-l", "000000010000000000000FF8", "-D"]);
+    reset.arg(server.data_directory());
+    process::run(reset, COMMAND_DEADLINE).expect_success();
+    server.start();
+    let mut archive = Archive::of(server);
+    archive.server().psql("create table t (n int)");
+    archive.backup();
+    for n in 0..20 {
+        archive.server().psql(&format!(
+            "insert into t values ({n}); select pg_switch_wal()"
+        ));
+    }
+    archive.wait_stored();
+    let index = wait_until("the roll-up of the first log is stored", DEADLINE, || {
+        let identifier = archive.server().control_data("Database system identifier");
+        let folder = archive
+            .site
+            .repository
+            .join(identifier)
+            .join("index/00000001");
+        let mut entries = fs::read_dir(folder).ok()?.flatten();
+        let path = entries.next()?.path();
+        let name = path.file_name()?.to_str()?.to_owned();
+        name.starts_with("00000000.").then_some(path)
+    });
+    archive.stop();
+    // What it says, by a program of others.
+    let mut shell = command("lz4");
+    shell.args(["-dc"]).arg(&index);
+    let document = json(&process::run(shell, COMMAND_DEADLINE).expect_success());
+    let rolled: Vec<&str> = document["segments"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|segment| segment["name"].as_str().unwrap())
+        .collect();
+    let stored = archive.segments();
+    let stored: Vec<&str> = stored
+        .iter()
+        .map(|path| path.file_stem().unwrap().to_str().unwrap())
+        .collect();
+    assert_eq!(rolled, stored);
+    assert_eq!(rolled.last(), Some(&"000000010000000000000FFF"));
+
+    let answer = |code: i32| archive.window(code)["repositories"].clone();
+    let with = answer(0);
+    let bytes = fs::read(&index).unwrap();
+    let mut damaged = bytes.clone();
+    damaged[bytes.len() / 2] ^= 1;
+    fs::write(&index, damaged).unwrap();
+    assert_eq!(answer(0), with, "a damaged roll-up");
+    fs::remove_file(&index).unwrap();
+    assert_eq!(answer(0), with, "no roll-up");
+    // It is made up for by the next run.
+    archive.receive();
+    wait_until("the roll-up is stored again", DEADLINE, || {
+        (fs::read(&index).ok()? == bytes).then_some(())
+    });
+    archive.stop();
 }
