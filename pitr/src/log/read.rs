@@ -129,6 +129,7 @@ pub async fn read_log<S: WalSource>(
             history.give_up();
             if searching {
                 reader.log.problems.push(hole.clone());
+                reader.log.count = Count::AtLeast;
             }
         }
         if !searching {
@@ -367,8 +368,12 @@ impl<S: WalSource> Reader<'_, S> {
         drop(fetched);
         let stretch = scan.finish();
         self.log.segments_read += read;
+        self.log.from = Some(first.start);
         self.log.to = self.log.to.or(reached);
-        self.log.problems.extend(problem);
+        if let Some(problem) = problem {
+            self.log.problems.push(problem);
+            self.log.count = Count::AtLeast;
+        }
         self.book.add_links(stretch.links.iter().copied());
         Ok(stretch)
     }

@@ -222,12 +222,14 @@ fn is_complete(entry: &LogEntry) -> bool {
 
 fn lost_to_text(lost: u64, count: Count) -> String {
     let transactions = match lost {
+        0 => "no other transaction".to_owned(),
         1 => "1 other transaction".to_owned(),
         lost => format!("{lost} other transactions"),
     };
     match count {
         Count::Exact => transactions,
-        Count::AtMost => format!("at most {transactions}"),
+        Count::AtMost if lost > 0 => format!("at most {transactions}"),
+        Count::AtMost => transactions,
         Count::AtLeast => format!("{transactions} and those that were not counted"),
     }
 }

@@ -1,12 +1,13 @@
 //! Every transaction of a workload with concurrent clients is in the log with its rows per table, and none that did not happen.
 
-use super::{Counts, Entry, Source, document, find, json, log, transaction};
+use super::{Counts, Entry, Source, document, document_with_code, find, json, log, transaction};
 use crate::support::postgres::{Builder, Server};
 use crate::support::wal_dump::{Lsn, WalDump};
 use crate::support::walden::Walden;
 use crate::support::workload::Random;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::path::{Path, PathBuf};
 
 /// What a client's transaction did, by table.
 #[derive(Debug)]
@@ -152,7 +153,10 @@ fn every_row_is_in_the_log(builder: Builder, encrypted: bool) {
                         done: Vec::new(),
                         rolled_back: Vec::new(),
                     };
-                    for _ in 0..40 {
+                    for round in 0..40 {
+                        if number == 0 && round % 10 == 9 {
+                            server.psql("select pg_switch_wal()");
+                        }
                         client.act();
                     }
                     (client.done, client.rolled_back)
@@ -320,6 +324,49 @@ fn every_row_is_in_the_log(builder: Builder, encrypted: bool) {
             "{plain:?}"
         );
     }
+    a_hole_is_said(&source, &found, &range);
+}
+
+/// A segment in the middle is lost: it is said, and what lies on both sides of it is shown.
+fn a_hole_is_said(source: &Source, found: &[Entry], range: &str) {
+    let mut segments: Vec<_> = walk(&source.repository)
+        .into_iter()
+        .filter(|path| path.extension().is_some_and(|extension| extension == "wal"))
+        .collect();
+    segments.sort();
+    let lost = &segments[segments.len() - 2];
+    let number = lost.file_stem().unwrap().to_str().unwrap();
+    let start = u64::from_str_radix(&number[16..], 16).unwrap() << 20;
+    let hole = start..start + (1 << 20);
+    fs::remove_file(lost).unwrap();
+    let arguments = ["--last", "1000", "--lsn", range];
+    let document = document_with_code(source, &arguments, 5);
+    let problems = document["problems"].to_string();
+    assert!(problems.contains(number), "{problems}");
+    let seen = super::entries(&document);
+    // A commit record may reach over the segment's end.
+    let outside = |entry: &&Entry| {
+        let commit = Lsn::parse(&entry.commit_lsn).0;
+        !hole.contains(&commit) && !hole.contains(&(commit + 4096))
+    };
+    let expected: Vec<u32> = found
+        .iter()
+        .filter(outside)
+        .map(|entry| entry.xid)
+        .collect();
+    let seen: Vec<u32> = seen.iter().filter(outside).map(|entry| entry.xid).collect();
+    assert_eq!(seen, expected);
+    assert!(expected.len() < found.len(), "something was lost");
+}
+
+fn walk(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().flatten();
+    entries
+        .flat_map(|entry| match entry.file_type().unwrap().is_dir() {
+            true => walk(&entry.path()),
+            false => vec![entry.path()],
+        })
+        .collect()
 }
 
 fn long_xid(found: &[Entry]) -> u32 {
