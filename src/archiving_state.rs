@@ -11,15 +11,19 @@ use archiver::replication::{
 use archiver::upload::error_text;
 use futures_util::StreamExt;
 use jiff::Timestamp;
+use pitr::survey::{Effort, Survey};
+use pitr::window::Moment;
 use repository::Repository;
 use repository::catalog::Catalog;
 use repository::cluster::ClusterDocument;
 use repository::key::{ClusterId, ObjectKey};
+use repository::sealed::OpenPolicy;
+use repository::wal::utc;
 use serde::Serialize;
 use wal_format::{Lsn, SegmentName, SegmentSize, TimelineId};
 
 use crate::exit_code::ExitCode;
-use crate::gaps::{Gap, open_gaps};
+use crate::windows::{Gap, gaps_of};
 
 /// How long one answer of the server may take: a person waits.
 const PATIENCE: Deadlines = Deadlines {
@@ -76,6 +80,8 @@ pub(crate) struct StoredState {
     pub(crate) newest_transaction: Option<Timestamp>,
     /// Open gaps.
     pub(crate) gaps: Vec<Gap>,
+    /// The oldest and the newest moment that can be recovered to.
+    pub(crate) reachable: Option<(Moment, Moment)>,
     /// Newest backup and when it ended.
     pub(crate) last_backup: Option<(String, Timestamp)>,
     /// WAL behind the newest backup that was stored although it is not valid: segment, and from where on.
@@ -168,64 +174,33 @@ pub(crate) async fn ask_server(info: &ConnectionInfo, slot: &str) -> archiver::R
 pub(crate) async fn ask_repository(
     repository: &Repository,
     cluster: &ClusterDocument,
-) -> repository::Result<StoredState> {
+) -> anyhow::Result<StoredState> {
     let size = cluster.segment_size()?;
-    let catalog = repository.list(cluster.id()).await?;
+    // No key: what is asked for here, objects say of themselves.
+    let policy = OpenPolicy::default();
+    let survey = Survey::gather(repository, cluster, &policy, Effort::ENDS).await?;
+    let catalog = &survey.catalog;
     let ends: Vec<(TimelineId, Lsn)> = catalog
         .timelines
         .keys()
         .filter_map(|timeline| Some((*timeline, catalog.wal_end(*timeline, size)?)))
         .collect();
-    let mut newest_transaction = None;
-    if let Some((_, objects)) = catalog.timelines.iter().next_back() {
-        // The newest tail chunks, else the newest segment.
-        let tails = objects.tails.iter().next_back().into_iter();
-        let tails = tails.flat_map(|(name, chunks)| chunks.iter().map(|chunk| (*name, *chunk)));
-        let mut keys: Vec<ObjectKey> = tails
-            .map(|(name, chunk)| ObjectKey::Tail {
-                cluster: cluster.id(),
-                name,
-                from: chunk.from,
-                to: chunk.to,
-                writer: chunk.writer,
-            })
-            .collect();
-        keys.extend(
-            objects
-                .segments
-                .keys()
-                .next_back()
-                .map(|name| ObjectKey::Segment {
-                    cluster: cluster.id(),
-                    name: *name,
-                }),
-        );
-        for key in keys {
-            match repository.fetch_descriptor(&key).await {
-                Ok(described) => {
-                    newest_transaction =
-                        newest_transaction.max(described.wal.and_then(|wal| wal.time_max));
-                }
-                // A tail chunk may be tidied away meanwhile.
-                Err(error) if error.class() == repository::ErrorClass::NotFound => {}
-                Err(error) => return Err(error),
-            }
-        }
-    }
-    let (last_backup, needed_from) = match catalog.complete_backups().next_back() {
-        None => (None, Lsn::INVALID),
-        Some(label) => {
-            let backup = repository.fetch_backup(cluster.id(), label).await?;
-            (Some((backup.label, backup.stopped)), backup.start_lsn)
-        }
-    };
-    let invalid = find_invalid(repository, cluster.id(), size, &catalog, needed_from).await?;
+    let windows = &survey.windows;
+    let newest_timeline = windows.timelines.last();
+    let oldest = windows.promise.as_ref().map(|promise| promise.moment);
+    let newest = windows.newest().map(|(_, reach)| reach.to());
+    let last_backup = survey.descriptors.values().next_back();
+    let needed_from = last_backup.map_or(Lsn::INVALID, |backup| backup.start_lsn);
+    let invalid = find_invalid(repository, cluster.id(), size, catalog, needed_from).await?;
     Ok(StoredState {
         size,
         ends,
-        newest_transaction,
-        gaps: open_gaps(&catalog, size),
-        last_backup,
+        newest_transaction: newest_timeline
+            .and_then(|timeline| timeline.newest_transaction)
+            .and_then(utc),
+        gaps: gaps_of(windows),
+        reachable: oldest.zip(newest),
+        last_backup: last_backup.map(|backup| (backup.label.clone(), backup.stopped)),
         invalid,
     })
 }
@@ -478,6 +453,7 @@ mod tests {
             ends: vec![(TimelineId::FIRST, Lsn::new(end))],
             newest_transaction: Timestamp::from_second(990).ok(),
             gaps: Vec::new(),
+            reachable: None,
             last_backup: Some(("x".into(), Timestamp::UNIX_EPOCH)),
             invalid: Vec::new(),
         }
@@ -533,7 +509,10 @@ mod tests {
             timeline: 1,
             from: "0/1".into(),
             to: "0/2".into(),
+            first_missing: "x".into(),
+            segments: 1,
             recorded: true,
+            text: "x".into(),
         }];
         let problems = judge(Ok(&server(5 << 20)), Ok(&bare), 7, "walden");
         assert_eq!(problems.len(), 2);

@@ -4,11 +4,13 @@
 //! Owns every rule about paths, holes and chains. Finding the stop inside the WAL is `stop.rs`, fetching is `search.rs`.
 
 use crate::error::{Error, Result};
+use crate::reach::find_windows;
 use crate::recovery_conf::WalMinimums;
 use crate::scope::{Leg, RestoreScope};
 use crate::stop::Stop;
+use crate::stretches::{Evidence, KnownHistory, WalFacts};
 use crate::target::{RecoveryGoal, RecoveryTarget};
-use crate::window::{Moment, Window};
+use crate::window::Window;
 use repository::backup::BackupDescriptor;
 use repository::catalog::{Catalog, PartialObject, TailChunk, TimelineObjects};
 use repository::descriptor::WalDescriptor;
@@ -130,7 +132,7 @@ pub fn choose_timeline(catalog: &Catalog, wanted: Option<TimelineId>) -> Result<
     let unreachable = |what: String, reason: &str| Error::Unreachable {
         what,
         reason: reason.into(),
-        window: Window::default(),
+        window: Box::default(),
     };
     let newest = catalog.timelines.keys().next_back().copied();
     let Some(timeline) = wanted.or(newest) else {
@@ -284,7 +286,7 @@ fn open_source(objects: &TimelineObjects, name: SegmentName) -> Option<PieceSour
 }
 
 /// Names of everything stored of a timeline's WAL.
-fn stored_names(objects: &TimelineObjects) -> impl Iterator<Item = SegmentName> {
+pub(crate) fn stored_names(objects: &TimelineObjects) -> impl Iterator<Item = SegmentName> {
     let partials = objects.partials.iter().map(|partial| partial.name);
     objects
         .segments
@@ -342,7 +344,7 @@ pub fn choose_backups<'b>(
     let unreachable = |what: String, reason: String| Error::Unreachable {
         what,
         reason,
-        window,
+        window: window.into(),
     };
     let asked: Vec<&BackupFacts> = backups
         .iter()
@@ -384,38 +386,36 @@ pub fn choose_backups<'b>(
 
 /// What can be reached on a path, as names say; the newest transaction's time is filled in by those who have read descriptors.
 pub fn window_of(catalog: &Catalog, backups: &[BackupFacts], path: &WalPath) -> Window {
-    let Some(earliest) = backups
-        .iter()
-        .filter(|backup| path.holds(backup))
-        .min_by_key(|backup| backup.stop_lsn)
-    else {
-        return Window::default();
-    };
-    let newest = backups
-        .iter()
-        .filter(|backup| path.holds(backup))
-        .max_by_key(|backup| backup.stop_lsn);
-    let found = plan_pieces(catalog, path, newest.unwrap_or(earliest).start_lsn);
-    let latest = found.pieces.last().map(|piece| Moment {
-        timeline: piece.name.timeline,
-        lsn: match &piece.source {
-            PieceSource::Open { tail, .. } if !tail.is_empty() => piece.start.saturating_add(
-                u64::from(tail.iter().map(|chunk| chunk.to).max().unwrap_or(0)),
-            ),
-            _ => piece
-                .start
-                .saturating_add(u64::from(path.segment_size.bytes())),
-        },
-        time: None,
-    });
-    Window {
-        earliest: Some(Moment {
-            timeline: earliest.timeline,
-            lsn: earliest.stop_lsn,
-            time: Some(earliest.stopped),
-        }),
-        latest,
+    let mut histories = BTreeMap::new();
+    let mut history = TimelineHistory::first();
+    let entries = path.history.entries().iter();
+    let children = path.history.entries().iter().skip(1);
+    let children = children
+        .map(|entry| entry.timeline)
+        .chain([path.history.timeline()]);
+    for (entry, child) in entries.zip(children) {
+        // A history that was read is one that can be built again.
+        let Ok(next) = history.child(child, entry.switch_point, &entry.reason) else {
+            break;
+        };
+        history = next;
+        if let Some(lineage) = path.lineages.get(&child) {
+            let lineage = lineage.clone();
+            let known = KnownHistory {
+                history: history.clone(),
+                lineage,
+            };
+            histories.insert(child, known);
+        }
     }
+    let windows = find_windows(Evidence {
+        catalog,
+        segment_size: path.segment_size,
+        histories: &histories,
+        backups,
+        wal: &WalFacts::default(),
+    });
+    windows.on_path(path.history.timeline())
 }
 
 /// Proves piece by piece that sealed segments are one chain.

@@ -154,7 +154,7 @@ pub async fn plan_recovery(
     Err(Error::Unreachable {
         what: goal.to_string(),
         reason,
-        window,
+        window: window.into(),
     })
 }
 
@@ -436,7 +436,7 @@ async fn count(source: &impl WalSource, request: &PlanRequest<'_>, piece: &Piece
 }
 
 /// The WAL of a piece that belongs to the path: nothing behind what is stored, nothing behind a switch.
-fn stored_bytes<'a>(piece: &Piece, content: &'a PieceBytes) -> &'a [u8] {
+pub(crate) fn stored_bytes<'a>(piece: &Piece, content: &'a PieceBytes) -> &'a [u8] {
     let cut = piece.cut.and_then(|cut| cut.distance_from(piece.start));
     let length = cut.map_or(u64::from(content.length), |cut| {
         cut.min(u64::from(content.length))

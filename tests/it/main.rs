@@ -17,3 +17,4 @@ mod smoke;
 mod support;
 mod support_test;
 mod verify;
+mod window;

@@ -52,7 +52,7 @@ pub use lsn::{Lsn, SegmentNumber, SegmentSize};
 pub use page::{LongHeader, PAGE_BYTES, PageHeader};
 pub use record::{Record, RecordHeader, TransactionId};
 pub use rmgr::{
-    Action, Checkpoint, ExclusiveLock, Invalidation, OriginPosition, Parameters,
+    Action, Checkpoint, DroppedStatistics, ExclusiveLock, Invalidation, OriginPosition, Parameters,
     PreparedTransaction, RecordKind, RunningTransactions, TransactionEnd, WalLevel,
     record_kind_name, resource_manager_name,
 };

@@ -4,6 +4,7 @@
 //! after every failure that time can heal. Does not own the loop over one timeline's bytes (`stream.rs`), what the server is told
 //! (`progress.rs`) or where to resume (`resume.rs`).
 
+mod roll_up;
 mod stream;
 
 use std::collections::BTreeMap;
@@ -88,6 +89,8 @@ pub struct Receiver {
     slot_busy_since: Option<Instant>,
     /// Where the first WAL that is not valid was received; 0 for none.
     first_invalid: Arc<AtomicU64>,
+    /// Once it runs.
+    roll_ups: Option<roll_up::RollUps>,
 }
 
 /// Why a session ended without an error.
@@ -134,6 +137,7 @@ impl Receiver {
             connected_once: false,
             slot_busy_since: None,
             first_invalid: Arc::default(),
+            roll_ups: None,
         })
     }
 
@@ -145,8 +149,12 @@ impl Receiver {
     /// connection, settings that do not work (`Config`).
     pub async fn run(mut self) -> Result<Option<Lsn>> {
         let reminder = tokio::spawn(remind_of_backup(self.uploader.clone(), self.cluster));
+        let repository = self.uploader.repository().clone();
+        let (roll_ups, keeper) = roll_up::RollUps::start(repository, self.cluster, self.size);
+        self.roll_ups = Some(roll_ups);
         let result = self.keep_receiving().await;
         reminder.abort();
+        keeper.abort();
         result?;
         let invalid = self.first_invalid.load(Ordering::Relaxed);
         Ok((invalid > 0).then(|| Lsn::new(invalid)))
@@ -211,6 +219,9 @@ impl Receiver {
             .await?;
         self.connected_once = true;
         let catalog = self.uploader.repository().list(self.cluster).await?;
+        if let Some(roll_ups) = &self.roll_ups {
+            roll_ups.catch_up(&catalog);
+        }
         let stored = repository_end(&catalog, self.size, server.restart_lsn);
         let mut point = plan_resume(self.size, &server, stored)?;
         tracing::info!(

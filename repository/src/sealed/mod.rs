@@ -3,7 +3,7 @@
 //! Owns the order of the work and every check on the way back. Does not own where objects are stored (`store.rs`), where keys come
 //! from (`identity.rs`), or what the plain bytes mean. The format is in `docs/repository-format.md`, "Sealed objects".
 
-mod frame;
+pub(crate) mod frame;
 mod header;
 mod payload;
 mod pool;
