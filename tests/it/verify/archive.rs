@@ -282,6 +282,27 @@ impl Copy {
         fs::remove_file(self.path(key)).unwrap();
     }
 
+    /// Removes a sealed segment and the tail chunks that it covers, which would stand in for its beginning.
+    pub(super) fn remove_segment(&self, archive: &Archive, name: &SegmentName) -> String {
+        let key = archive.segment_key(name);
+        self.remove(&key);
+        let chunks = format!("{}/tail/{:08X}", archive.cluster, name.timeline.get());
+        for entry in fs::read_dir(self.path(&chunks))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            if entry
+                .file_name()
+                .to_string_lossy()
+                .starts_with(&name.to_string())
+            {
+                fs::remove_file(entry.path()).unwrap();
+            }
+        }
+        key
+    }
+
     /// Replaces an object; the one in the archive stays as it is.
     pub(super) fn write(&self, key: &str, bytes: &[u8]) {
         let path = self.path(key);

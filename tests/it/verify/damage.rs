@@ -15,12 +15,15 @@ const NONCE: usize = 16;
 /// Part of an object's name, and the place in WAL that must be named with it.
 pub(super) type Named = (String, Option<Lsn>);
 
+/// Damages a copy, and says what must be named.
+type Make = dyn Fn(&Archive, &Copy) -> Vec<Named> + Send + Sync;
+
 /// One way to damage an archive.
 pub(super) struct Damage {
     pub(super) name: &'static str,
     /// The shallowest level that finds it.
     pub(super) level: &'static str,
-    pub(super) make: Box<dyn Fn(&Archive, &Copy) -> Vec<Named> + Send + Sync>,
+    pub(super) make: Box<Make>,
 }
 
 fn damage(
@@ -54,8 +57,7 @@ fn absences() -> Vec<Damage> {
     vec![
         damage("a middle segment deleted", "--presence", |archive, copy| {
             let name = archive.middle_segment();
-            let key = archive.segment_key(&name);
-            copy.remove(&key);
+            let key = copy.remove_segment(archive, &name);
             vec![(key, start(&name))]
         }),
         damage(
@@ -63,8 +65,7 @@ fn absences() -> Vec<Damage> {
             "--presence",
             |archive, copy| {
                 let name = archive.segment_before(archive.lsn(1, "stop_lsn"));
-                let key = archive.segment_key(&name);
-                copy.remove(&key);
+                let key = copy.remove_segment(archive, &name);
                 vec![(key, start(&name))]
             },
         ),
