@@ -84,6 +84,11 @@ impl PlanMaterial {
         })
     }
 
+    /// What a decoder of its WAL must know.
+    pub fn decoder(&self) -> DecoderConfig {
+        self.decoder
+    }
+
     fn stored_wal(&self) -> StoredWal<'_> {
         StoredWal {
             segments: &self.segments,
@@ -269,14 +274,7 @@ async fn fetch_path(
         }
         match segments.fetch_history(ancestor).await? {
             Some((bytes, own)) => {
-                let before = history.entries().get(..index).unwrap_or_default();
-                let places = |entries: &[HistoryEntry]| -> Vec<_> {
-                    entries
-                        .iter()
-                        .map(|entry| (entry.timeline, entry.switch_point))
-                        .collect()
-                };
-                if places(own.entries()) != places(before) {
+                if !agrees(&own, history.entries().get(..index).unwrap_or_default()) {
                     return Err(Error::Integrity {
                         object: format!("{:08X}.history", timeline.get()),
                         reason: format!(
@@ -299,6 +297,17 @@ async fn fetch_path(
         lineages,
         segment_size: segments.size,
     })
+}
+
+/// Whether an ancestor's own history file tells the past that a descendant's tells of it.
+pub(crate) fn agrees(own: &TimelineHistory, told: &[HistoryEntry]) -> bool {
+    let places = |entries: &[HistoryEntry]| -> Vec<_> {
+        entries
+            .iter()
+            .map(|entry| (entry.timeline, entry.switch_point))
+            .collect()
+    };
+    places(own.entries()) == places(told)
 }
 
 fn missing_history(timeline: TimelineId) -> Error {

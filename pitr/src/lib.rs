@@ -1,4 +1,4 @@
-//! Getting data out: recovery plan, restore, archive-get.
+//! Getting data out: recovery plan, restore, archive-get, verify.
 
 pub mod archive_get;
 pub mod assemble;
@@ -9,6 +9,7 @@ pub mod gather;
 mod last_commit;
 mod layout;
 pub mod listen_address;
+pub mod log;
 pub mod manifest;
 pub mod plan;
 pub mod postgres;
@@ -25,6 +26,7 @@ pub mod tablespaces;
 pub mod tar_slice;
 pub mod target;
 pub mod time;
+pub mod verify;
 pub mod window;
 
 pub use error::{Error, Result};

@@ -15,8 +15,9 @@ use repository::backup::BackupDescriptor;
 use repository::catalog::{Catalog, PartialObject, TailChunk, TimelineObjects};
 use repository::descriptor::WalDescriptor;
 use repository::key::{BackupLabel, ClusterId, ObjectKey};
-use repository::wal::ChainLink;
+use repository::wal::{BrokenLink, ChainLink};
 use std::collections::BTreeMap;
+use std::fmt;
 use wal_format::{
     Lsn, SegmentName, SegmentNumber, SegmentSize, TimelineHistory, TimelineId, Timestamp,
 };
@@ -424,38 +425,101 @@ pub struct ChainProof {
 }
 
 impl ChainProof {
+    /// A proof that goes on behind `last_record`, whatever came before it.
+    pub fn after(last_record: Option<Lsn>) -> Self {
+        Self {
+            link: ChainLink { last_record },
+        }
+    }
+
     /// Holds the descriptor of the next piece against the path and the pieces before.
     ///
     /// # Errors
     /// `Corrupt`, naming the object: another range, another lineage, invalid WAL, or it does not follow.
     pub fn follow(&mut self, path: &WalPath, piece: &Piece, wal: &WalDescriptor) -> Result<()> {
-        let fail = |reason: String| {
-            Err(Error::Integrity {
+        self.check(path, piece, wal)
+            .map_err(|broken| Error::Integrity {
                 object: piece.name.to_string(),
-                reason,
+                reason: broken.to_string(),
             })
-        };
+    }
+
+    /// As [`ChainProof::follow`], for those who look at every piece.
+    ///
+    /// # Errors
+    /// What does not hold. The proof then cannot go on: see [`ChainProof::after`].
+    pub fn check(
+        &mut self,
+        path: &WalPath,
+        piece: &Piece,
+        wal: &WalDescriptor,
+    ) -> std::result::Result<(), BrokenChain> {
         let end = piece
             .start
             .saturating_add(u64::from(path.segment_size.bytes()));
         if (wal.start_lsn, wal.end_lsn) != (piece.start, end) {
-            return fail(format!(
-                "says that it holds {} to {}",
-                wal.start_lsn, wal.end_lsn
-            ));
+            return Err(BrokenChain::Range {
+                start: wal.start_lsn,
+                end: wal.end_lsn,
+            });
         }
-        if path.lineages.get(&piece.name.timeline) != Some(&wal.lineage) {
-            return fail(format!(
-                "belongs to another timeline {} than the stored history file",
-                piece.name.timeline
-            ));
+        let timeline = piece.name.timeline;
+        if path.lineages.get(&timeline) != Some(&wal.lineage) {
+            return Err(BrokenChain::Lineage { timeline });
         }
-        match self.link.follow(wal) {
-            Ok(()) => Ok(()),
-            Err(broken) => fail(format!(
+        if let Some(at) = wal.invalid_at {
+            return Err(BrokenChain::Invalid { at });
+        }
+        self.join(wal)
+    }
+
+    /// Holds the first record of a piece that is not a whole segment against the pieces before.
+    ///
+    /// # Errors
+    /// It does not follow.
+    pub fn join(&mut self, wal: &WalDescriptor) -> std::result::Result<(), BrokenChain> {
+        self.link.follow(wal).map_err(BrokenChain::Link)
+    }
+}
+
+/// Why a sealed segment is not the next one of a chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BrokenChain {
+    /// It says that it holds another stretch of WAL.
+    Range {
+        /// First byte.
+        start: Lsn,
+        /// First byte behind it.
+        end: Lsn,
+    },
+    /// It is of another history than the timeline's.
+    Lineage {
+        /// The timeline.
+        timeline: TimelineId,
+    },
+    /// It was stored with WAL that is not valid.
+    Invalid {
+        /// From where on.
+        at: Lsn,
+    },
+    /// Its first record does not follow the last one before it.
+    Link(BrokenLink),
+}
+
+impl fmt::Display for BrokenChain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Range { start, end } => write!(f, "says that it holds {start} to {end}"),
+            Self::Lineage { timeline } => write!(
+                f,
+                "belongs to another timeline {timeline} than the stored history file"
+            ),
+            Self::Invalid { at } => write!(f, "WAL is not valid from {at} on"),
+            Self::Link(broken) => write!(
+                f,
                 "does not follow the segment before it: the record at {} links back to {}, not to {}",
                 broken.at, broken.found, broken.expected
-            )),
+            ),
         }
     }
 }

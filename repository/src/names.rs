@@ -61,7 +61,7 @@ pub enum Line {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         read: Option<ReadAt>,
     },
-    /// A relation that has a file, or could have one (`p`, `I`: partitioned, without).
+    /// A relation, with files or (views, partitioned and foreign ones) without.
     Relation {
         /// Its OID.
         oid: u32,
@@ -70,7 +70,8 @@ pub enum Line {
         file: Option<u32>,
         /// The tablespace of its files; 1664 (`pg_global`): shared by all databases.
         tablespace: u32,
-        /// `relkind`: `r` table, `i` index, `t` TOAST table, `S` sequence, `m` materialized view, `p` and `I` partitioned.
+        /// `relkind`: `r` table, `i` index, `t` TOAST table, `S` sequence, `m` materialized view, `p` and `I` partitioned, `v` view, `f`
+        /// foreign table.
         kind: char,
         /// Its schema.
         schema: String,

@@ -16,7 +16,7 @@ use crate::descriptor::Descriptor;
 use crate::index::{self, RollUp};
 use crate::key::{BackupLabel, BackupObject, ClusterId, ObjectKey};
 use crate::sealed::{MAX_HEADER_BYTES, OpenPolicy, Sealed, read_descriptor};
-use crate::store::{PutOutcome, Store};
+use crate::store::{Listed, PutOutcome, Store};
 use crate::{Error, Result};
 
 /// Largest `backup.json`, in bytes: that of some ten terabytes.
@@ -285,6 +285,24 @@ impl Repository {
         ))
     }
 
+    /// Lists every object of a cluster as the store names it, in the order of their paths.
+    ///
+    /// # Errors
+    /// `Retry`, `Config` from the store.
+    pub async fn list_objects(&self, cluster: ClusterId) -> Result<Vec<Listed>> {
+        self.store.list(&cluster.to_string()).await
+    }
+
+    /// Fetches an object as it is stored, of at most `limit` plain bytes. Nothing is checked.
+    ///
+    /// # Errors
+    /// `NotFound`; `Corrupt`: larger than such an object can be; `Retry`, `Config`.
+    pub async fn fetch_stored(&self, key: &ObjectKey, limit: usize) -> Result<Bytes> {
+        self.store
+            .fetch(&key.to_string(), limit as u64 + SEALING_OVERHEAD)
+            .await
+    }
+
     /// Reads what an object says of itself: one small request, no key.
     ///
     /// # Errors
@@ -307,10 +325,7 @@ impl Repository {
         policy: &OpenPolicy,
         limit: usize,
     ) -> Result<(Descriptor, Vec<u8>)> {
-        let object = self
-            .store
-            .fetch(&key.to_string(), limit as u64 + SEALING_OVERHEAD)
-            .await?;
+        let object = self.fetch_stored(key, limit).await?;
         let (key, policy) = (key.clone(), policy.clone());
         let open = move || {
             let mut plain = Vec::new();

@@ -28,7 +28,7 @@ const MAX_WARNINGS: usize = 20;
 const USUAL_DATABASES: [&str; 2] = ["postgres", "template1"];
 
 /// The catalogue is read as it was at one moment, and never waits long for somebody else's lock.
-const BEGIN: &str = "SET client_encoding = 'UTF8'; SET search_path = pg_catalog; SET lock_timeout = '5s'; SET statement_timeout = '60s'; \
+const BEGIN: &str = "SET lock_timeout = '5s'; SET statement_timeout = '60s'; SET client_encoding = 'UTF8'; SET search_path = pg_catalog; \
                      SET idle_in_transaction_session_timeout = '60s'; BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 
 /// The snapshot is taken when this begins; the position is read right behind it.
@@ -48,7 +48,7 @@ const RELATIONS: &str = "DECLARE names NO SCROLL CURSOR FOR \
           JOIN pg_database d ON d.datname = current_database() \
           LEFT JOIN pg_index i ON i.indexrelid = c.oid \
           LEFT JOIN pg_class t ON t.reltoastrelid = c.oid AND c.relkind = 't' \
-     WHERE c.relkind IN ('r', 'i', 't', 'S', 'm', 'p', 'I') AND c.relpersistence <> 't'";
+     WHERE c.relkind IN ('r', 'i', 't', 'S', 'm', 'p', 'I', 'v', 'f') AND c.relpersistence <> 't'";
 
 /// What became of the snapshot.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -13,11 +13,29 @@ pub struct Past {
     pub ended: Ended,
     /// Transactions that committed after it.
     pub commits_after: u64,
+    /// Older WAL that may hold its beginning is not there.
+    given_up: bool,
+}
+
+impl Past {
+    /// One of which everything is known.
+    #[cfg(test)]
+    pub(super) fn new(ended: Ended, commits_after: u64) -> Self {
+        Self {
+            ended,
+            commits_after,
+            given_up: false,
+        }
+    }
+
+    fn is_unsettled(&self) -> bool {
+        self.ended.may_have_begun_before && !self.given_up
+    }
 }
 
 /// Transactions that were asked for, newest first.
 #[derive(Clone, Debug, Default)]
-pub struct History {
+pub(super) struct History {
     past: Vec<Past>,
     commits: u64,
     overflowed: bool,
@@ -25,7 +43,7 @@ pub struct History {
 
 impl History {
     /// A history behind which so many transactions are known to follow.
-    pub fn new(commits_after: u64) -> Self {
+    pub(super) fn new(commits_after: u64) -> Self {
         Self {
             commits: commits_after,
             ..Self::default()
@@ -33,9 +51,9 @@ impl History {
     }
 
     /// Adds the stretch before those that were added.
-    pub fn add_older(&mut self, mut stretch: Stretch) {
+    pub(super) fn add_older(&mut self, mut stretch: Stretch) {
         for past in &mut self.past {
-            if past.ended.may_have_begun_before {
+            if past.is_unsettled() {
                 join(&mut past.ended, &mut stretch);
             }
         }
@@ -46,6 +64,7 @@ impl History {
                 .saturating_sub(1);
             self.past.push(Past {
                 commits_after: self.commits.saturating_add(later_here),
+                given_up: false,
                 ended,
             });
         }
@@ -54,29 +73,40 @@ impl History {
     }
 
     /// Transactions, newest first.
-    pub fn past(&self) -> &[Past] {
+    pub(super) fn past(&self) -> &[Past] {
         &self.past
     }
 
-    /// Lets go of those that are not wanted after all.
-    pub fn retain(&mut self, wanted: impl Fn(&Ended) -> bool) {
+    /// Lets go of those that are not wanted after all, and of those that are older than `count` that are.
+    pub(super) fn retain(&mut self, count: usize, wanted: impl Fn(&Ended) -> bool) {
         self.past
             .retain(|past| past.ended.may_have_begun_before || wanted(&past.ended));
+        let settled = self.past.iter().enumerate();
+        let mut settled = settled.filter(|(_, past)| !past.is_unsettled());
+        if let Some((last, _)) = count.checked_sub(1).and_then(|index| settled.nth(index)) {
+            self.past.truncate(last.saturating_add(1));
+        }
     }
 
-    /// Whether the newest `count` are known, and nothing about them is left to find out. `false` also while there are fewer.
-    pub fn is_settled(&self, count: usize) -> bool {
-        self.past.len() >= count && !self.has_unsettled(count)
+    /// Of how many nothing is left to find out.
+    pub(super) fn settled(&self) -> usize {
+        self.past.iter().filter(|past| !past.is_unsettled()).count()
     }
 
-    /// Whether older WAL may tell more of one of the newest `count`.
-    pub fn has_unsettled(&self, count: usize) -> bool {
-        let mut newest = self.past.iter().take(count);
-        newest.any(|past| past.ended.may_have_begun_before)
+    /// What comes next does not continue what was added: what began before will not be found.
+    pub(super) fn give_up(&mut self) {
+        for past in &mut self.past {
+            past.given_up |= past.ended.may_have_begun_before;
+        }
+    }
+
+    /// Whether older WAL may tell more of any.
+    pub(super) fn has_unsettled(&self) -> bool {
+        self.past.iter().any(Past::is_unsettled)
     }
 
     /// Whether something found no room.
-    pub fn overflowed(&self) -> bool {
+    pub(super) fn overflowed(&self) -> bool {
         self.overflowed
     }
 }
@@ -92,7 +122,7 @@ fn join(ended: &mut Ended, stretch: &mut Stretch) {
         }
     }
     before.carry(ended.commits_before);
-    ended.work.absorb(before);
+    // A row that was deleted in this same stretch was looked for there.
     if let Some(row) = ended.work.dropped_database_row
         && let Some(mark) = stretch.in_place.get(&row)
     {
@@ -101,6 +131,7 @@ fn join(ended: &mut Ended, stretch: &mut Stretch) {
         ended.work.mark_early(mark);
         ended.work.dropped_database_row = None;
     }
+    ended.work.absorb(before);
     let began = stretch
         .first_next_xid
         .is_some_and(|next| is_from(ended.record.xid, next));
@@ -157,7 +188,7 @@ mod tests {
                 0,
                 Change::InPlace {
                     file: file(1262),
-                    row: (0, number as u16),
+                    row: (0, xid as u16),
                 },
             ),
             1 => (xid, Change::Locks(vec![(xid, 5, number)])),
@@ -170,7 +201,7 @@ mod tests {
                         deleted: 1,
                         ..RowCounts::default()
                     },
-                    deleted: Some((0, number as u16)),
+                    deleted: Some((0, xid as u16)),
                 },
             ),
             _ => (
@@ -210,6 +241,11 @@ mod tests {
             ends in proptest::collection::vec(0_usize..60, 6),
         ) {
             let mut steps = steps;
+            // A transaction drops at most one database.
+            let mut dropped = std::collections::BTreeSet::new();
+            steps.retain(|(xid, change)| {
+                !matches!(change, Change::Rows { deleted: Some(_), .. }) || (*xid < 14 && dropped.insert(*xid))
+            });
             // Nobody has begun at the start; each transaction ends once; 15 is a subtransaction of 14.
             steps.insert(0, (0, Change::NextXid(10)));
             for (number, place) in ends.iter().enumerate().take(5) {

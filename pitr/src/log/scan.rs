@@ -16,6 +16,8 @@ const MAX_OPEN: usize = 50_000;
 const MAX_UNDECIDED: usize = 10_000;
 /// Most rows of `pg_database` that are remembered as overwritten.
 const MAX_IN_PLACE: usize = 1024;
+/// Most moves of databases that are followed at a time.
+const MAX_MOVES: usize = 64;
 /// Most rewrites that are remembered of a stretch.
 const MAX_LINKS: usize = 1024;
 /// Most subtransactions that are kept by number.
@@ -55,25 +57,25 @@ pub struct Link {
 
 /// What a stretch of WAL says.
 #[derive(Clone, Debug, Default)]
-pub struct Stretch {
+pub(super) struct Stretch {
     /// Transactions that committed and were asked for, oldest first.
-    pub ended: VecDeque<Ended>,
+    pub(super) ended: VecDeque<Ended>,
     /// All commits.
-    pub commits: u64,
+    pub(super) commits: u64,
     /// What transactions that did not end in it did in it.
-    pub open: BTreeMap<u32, Work>,
+    pub(super) open: BTreeMap<u32, Work>,
     /// Rows of `pg_database` that were last overwritten here.
-    pub in_place: BTreeMap<(u32, u16), Mark>,
+    pub(super) in_place: BTreeMap<(u32, u16), Mark>,
     /// Transactions from this one on began in it.
-    pub first_next_xid: Option<u32>,
+    pub(super) first_next_xid: Option<u32>,
     /// Files that took another's place.
-    pub links: Vec<Link>,
+    pub(super) links: Vec<Link>,
     /// Whether some transactions could not be followed.
-    pub overflowed: bool,
+    pub(super) overflowed: bool,
 }
 
 /// Looks at the records of a stretch in WAL order.
-pub struct Scan<'a> {
+pub(super) struct Scan<'a> {
     /// The file of `pg_database`.
     pg_database: u32,
     /// Most transactions to keep: the newest ones.
@@ -82,13 +84,15 @@ pub struct Scan<'a> {
     wanted: &'a (dyn Fn(&Ended) -> bool + Sync),
     decided: usize,
     undecided: usize,
+    /// Databases whose files were copied elsewhere, and the commits since that may be the move's.
+    moves: BTreeMap<u32, (Mark, Vec<Lsn>)>,
     found: Stretch,
 }
 
 impl<'a> Scan<'a> {
     /// A scan that keeps the `keep` newest of the transactions that `wanted` accepts. `wanted` must accept what it could accept once the
     /// beginning of the transaction is known.
-    pub fn new(
+    pub(super) fn new(
         pg_database: u32,
         keep: usize,
         wanted: &'a (dyn Fn(&Ended) -> bool + Sync),
@@ -99,12 +103,13 @@ impl<'a> Scan<'a> {
             wanted,
             decided: 0,
             undecided: 0,
+            moves: BTreeMap::new(),
             found: Stretch::default(),
         }
     }
 
     /// Takes the next record: where it starts and ends, its length, its transaction (0: none), what it says.
-    pub fn observe(&mut self, start: Lsn, end: Lsn, bytes: u32, xid: u32, change: Change) {
+    pub(super) fn observe(&mut self, start: Lsn, end: Lsn, bytes: u32, xid: u32, change: Change) {
         let mark = Mark {
             lsn: start,
             commits: self.found.commits,
@@ -137,6 +142,15 @@ impl<'a> Scan<'a> {
                     rows.insert(row, mark);
                 }
             }
+            // Of ALTER DATABASE … SET TABLESPACE only the commit between these two has a number.
+            Change::Cluster(ClusterEvent::MoveDatabase(database))
+                if xid == 0 && self.moves.len() < MAX_MOVES =>
+            {
+                self.moves.insert(database, (mark, Vec::new()));
+            }
+            Change::Cluster(ClusterEvent::DropDatabase(database)) if xid == 0 => {
+                self.moved(database);
+            }
             change if xid != 0 => self.apply(xid, mark, change),
             _ => {}
         }
@@ -144,6 +158,23 @@ impl<'a> Scan<'a> {
             && let Some(work) = self.work(xid)
         {
             work.note(start, bytes);
+        }
+    }
+
+    /// The old files of a moved database are removed: the move is the one transaction in between that changed `pg_database`, if it is one.
+    fn moved(&mut self, database: u32) {
+        let Some((begun, commits)) = self.moves.remove(&database) else {
+            return;
+        };
+        let [commit] = commits.as_slice() else {
+            return;
+        };
+        let mut ended = self.found.ended.iter_mut();
+        if let Some(ended) = ended.find(|ended| ended.commit == *commit) {
+            let mut mark = begun;
+            mark.commits = ended.commits_before.saturating_sub(begun.commits);
+            ended.work.mark_early(mark);
+            ended.work.push_event(ClusterEvent::MoveDatabase(database));
         }
     }
 
@@ -225,6 +256,17 @@ impl<'a> Scan<'a> {
         if !record.committed {
             return;
         }
+        let changes_pg_database = work
+            .files
+            .iter()
+            .any(|(file, done)| self.is_pg_database(*file) && done.rows.updated > 0);
+        if changes_pg_database {
+            for (begun, commits) in self.moves.values_mut() {
+                if work.first.is_some_and(|first| first > begun.lsn) && commits.len() < 2 {
+                    commits.push(start);
+                }
+            }
+        }
         let commits_before = self.found.commits;
         self.found.commits += 1;
         work.settle(commits_before);
@@ -271,7 +313,7 @@ impl<'a> Scan<'a> {
     }
 
     /// What was found.
-    pub fn finish(mut self) -> Stretch {
+    pub(super) fn finish(mut self) -> Stretch {
         let total = self.found.commits;
         for work in self.found.open.values_mut() {
             work.settle(total);
@@ -284,7 +326,7 @@ impl<'a> Scan<'a> {
 }
 
 /// Whether a transaction number is `first` or comes after it: numbers are counted in a circle.
-pub fn is_from(xid: u32, first: u32) -> bool {
+pub(super) fn is_from(xid: u32, first: u32) -> bool {
     xid.wrapping_sub(first) < 1 << 31
 }
 
@@ -471,28 +513,67 @@ mod tests {
     }
 
     #[test]
-    fn only_a_rewrite_that_can_be_nothing_else_is_a_link() {
-        let check = |locks: &[(u32, u32, u32)], created: &[u32], dropped: &[u32], expected: bool| {
-            let mut changes = vec![(0, Change::NextXid(10)), (0, Change::Locks(locks.to_vec()))];
-            changes.extend(
-                created
-                    .iter()
-                    .map(|number| (10, Change::CreateFile(file(*number)))),
-            );
-            let Change::End(mut end) = end(10, true, &[]) else {
-                panic!("an end")
-            };
-            end.dropped_files = dropped.iter().map(|number| file(*number)).collect();
-            changes.push((10, Change::End(end)));
-            let found = scan(9, changes);
-            assert_eq!(found.links.len(), usize::from(expected), "{locks:?}");
-            if expected {
-                assert_eq!(
-                    (found.links[0].old, found.links[0].new, found.links[0].relation),
-                    (file(1), file(2), 16384)
-                );
-            }
+    fn a_move_is_the_one_transaction_between_copy_and_removal() {
+        let updated = Change::Rows {
+            file: PG_DATABASE,
+            rows: RowCounts {
+                updated: 1,
+                ..RowCounts::default()
+            },
+            deleted: None,
         };
+        let check = |other: bool, expected: usize| {
+            let mut changes = vec![
+                (0, Change::NextXid(10)),
+                (0, Change::Cluster(ClusterEvent::MoveDatabase(77))),
+                (10, updated.clone()),
+            ];
+            if other {
+                changes.extend([(11, updated.clone()), (11, end(11, true, &[]))]);
+            }
+            changes.push((10, end(10, true, &[])));
+            changes.push((0, Change::Cluster(ClusterEvent::DropDatabase(77))));
+            let found = scan(9, changes);
+            let moved = found
+                .ended
+                .iter()
+                .filter(|ended| ended.work.events == [ClusterEvent::MoveDatabase(77)])
+                .map(|ended| ended.work.early.unwrap().lsn);
+            assert_eq!(moved.collect::<Vec<_>>(), vec![Lsn::new(200); expected]);
+        };
+        check(false, 1);
+        check(true, 0);
+    }
+
+    #[test]
+    fn only_a_rewrite_that_can_be_nothing_else_is_a_link() {
+        let check =
+            |locks: &[(u32, u32, u32)], created: &[u32], dropped: &[u32], expected: bool| {
+                let mut changes =
+                    vec![(0, Change::NextXid(10)), (0, Change::Locks(locks.to_vec()))];
+                changes.extend(
+                    created
+                        .iter()
+                        .map(|number| (10, Change::CreateFile(file(*number)))),
+                );
+                let Change::End(mut end) = end(10, true, &[]) else {
+                    panic!("an end")
+                };
+                end.dropped_files = dropped.iter().map(|number| file(*number)).collect();
+                changes.push((10, Change::End(end)));
+                let found = scan(9, changes);
+                assert_eq!(found.links.len(), usize::from(expected), "{locks:?}");
+                if expected {
+                    assert_eq!(
+                        (
+                            found.links[0].old,
+                            found.links[0].new,
+                            found.links[0].relation
+                        ),
+                        (file(1), file(2), 16384)
+                    );
+                }
+            };
         check(&[(10, 5, 16384)], &[2], &[1], true);
         check(&[(10, 5, 16384), (10, 5, 16384)], &[2], &[1], true);
         check(&[(10, 5, 16384), (10, 5, 16385)], &[2], &[1], false);

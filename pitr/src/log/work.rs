@@ -7,13 +7,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use wal_format::{Lsn, RelationLocator, Timestamp};
 
 /// Most files of relations that are counted one by one in a transaction; the rows of others are counted together.
-pub const MAX_RELATIONS: usize = 256;
+pub(super) const MAX_RELATIONS: usize = 256;
 /// Most files, objects, locks and events of a kind that are kept of a transaction.
-pub const MAX_LISTED: usize = 1024;
+pub(super) const MAX_LISTED: usize = 1024;
 
 /// What a record says that the log wants to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Change {
+pub(super) enum Change {
     /// Nothing but bytes.
     None,
     /// Rows of a file changed.
@@ -58,6 +58,8 @@ pub enum Change {
 pub enum ClusterEvent {
     /// A database was created.
     CreateDatabase(u32),
+    /// A database's files were copied into another tablespace (`ALTER DATABASE … SET TABLESPACE`).
+    MoveDatabase(u32),
     /// A database's files were removed.
     DropDatabase(u32),
     /// A tablespace was created.
@@ -255,14 +257,20 @@ impl Work {
 
     /// Turns marks that say how many commits were before them into such that say how many came since, of `total`.
     pub fn settle(&mut self, total: u64) {
-        for mark in [&mut self.first_lock, &mut self.early].into_iter().flatten() {
+        for mark in [&mut self.first_lock, &mut self.early]
+            .into_iter()
+            .flatten()
+        {
             mark.commits = total.saturating_sub(mark.commits);
         }
     }
 
     /// Moves the end that settled marks count to by so many commits.
     pub fn carry(&mut self, commits: u64) {
-        for mark in [&mut self.first_lock, &mut self.early].into_iter().flatten() {
+        for mark in [&mut self.first_lock, &mut self.early]
+            .into_iter()
+            .flatten()
+        {
             mark.commits = mark.commits.saturating_add(commits);
         }
     }

@@ -171,7 +171,7 @@ impl Server {
     }
 
     /// Whether the statement succeeds.
-    fn try_sql(&self, sql: &str) -> bool {
+    pub(crate) fn try_sql(&self, sql: &str) -> bool {
         let mut command = self.client("psql");
         command.args(["-X", "-q", "-c", sql, "postgres"]);
         command
