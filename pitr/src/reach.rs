@@ -279,7 +279,8 @@ impl WalMap<'_> {
                 let mut link = ChainLink {
                     last_record: before.last_record,
                 };
-                return self.misfit(child, begins, next, &mut link);
+                let broken = self.misfit(child, begins, next, &mut link)?;
+                return Some(broken.to_string());
             }
             number = number.previous()?;
         }

@@ -3,7 +3,7 @@
 //! Owns what belongs together: numbers without a hole, one lineage, records that link, nothing that failed validation. Each segment is
 //! looked at once, however many backups and timelines there are. What backups can be recovered to follows in `reach.rs`.
 
-use crate::plan::{BackupFacts, stored_names};
+use crate::plan::{BackupFacts, BrokenChain, stored_names};
 use crate::window::End;
 use repository::catalog::{Catalog, PartialObject, TailChunk, TimelineObjects};
 use repository::descriptor::WalDescriptor;
@@ -234,6 +234,7 @@ impl<'a> WalMap<'a> {
             }
             let damage = self.evidence.wal.damaged.get(&name).filter(|_| sealed);
             let misfit = wal.and_then(|wal| self.misfit(timeline, *number, wal, &mut link));
+            let misfit = misfit.map(|broken| broken.to_string());
             if let Some(reason) = damage.cloned().or(misfit) {
                 if let Some(last) = stretches.last_mut().filter(|_| is_open) {
                     last.ends = End::Broken {
@@ -331,27 +332,17 @@ impl<'a> WalMap<'a> {
         number: SegmentNumber,
         wal: &WalDescriptor,
         link: &mut ChainLink,
-    ) -> Option<String> {
+    ) -> Option<BrokenChain> {
         let size = self.size();
-        if (wal.start_lsn, wal.end_lsn) != (size.start(number), size.end(number)) {
-            return Some(format!(
-                "says that it holds {} to {}",
-                wal.start_lsn, wal.end_lsn
-            ));
+        let (start, end) = (wal.start_lsn, wal.end_lsn);
+        if (start, end) != (size.start(number), size.end(number)) {
+            return Some(BrokenChain::Range { start, end });
         }
-        if self
-            .lineage(timeline)
-            .is_some_and(|lineage| lineage != wal.lineage)
-        {
-            return Some(format!(
-                "belongs to another timeline {timeline} than the stored history file"
-            ));
+        let lineage = self.lineage(timeline);
+        if lineage.is_some_and(|lineage| lineage != wal.lineage) {
+            return Some(BrokenChain::Lineage { timeline });
         }
-        let broken = link.follow(wal).err()?;
-        Some(format!(
-            "does not follow the segment before it: the record at {} links back to {}, not to {}",
-            broken.at, broken.found, broken.expected
-        ))
+        link.follow(wal).err().map(BrokenChain::Link)
     }
 
     /// How far an incomplete segment is there without interruption, and where it is not valid.
