@@ -84,6 +84,8 @@ pub(crate) struct Archive {
     pub(crate) on_invalid: OnInvalid,
     /// How objects are compressed.
     pub(crate) compression: Compression,
+    /// Whether checksums of plain bytes are left out of descriptors and `backup.json`: they let a guess of the contents be confirmed.
+    pub(crate) minimal_descriptor: bool,
 }
 
 /// How WAL is fetched back.
@@ -168,6 +170,7 @@ impl Default for Archive {
             ack: Ack::All,
             on_invalid: OnInvalid::StoreAndReport,
             compression: Compression::Lz4,
+            minimal_descriptor: false,
         }
     }
 }
@@ -510,6 +513,10 @@ impl Archive {
                 "compression",
                 &[("lz4", Compression::Lz4), ("zstd", Compression::Zstd)],
             )?;
+        }
+        if let Some(choice) = table.string("descriptor")? {
+            let words = [("full", false), ("minimal", true)];
+            archive.minimal_descriptor = word(&choice, "descriptor", &words)?;
         }
         table.finish()?;
         Ok(archive)

@@ -97,7 +97,7 @@ pub(crate) fn seal_policy(config: &Config) -> Result<SealPolicy> {
     Ok(SealPolicy {
         recipients: config.recipients()?,
         compression: config.archive.compression,
-        minimal_descriptor: false,
+        minimal_descriptor: config.archive.minimal_descriptor,
     })
 }
 

@@ -4,7 +4,8 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
+use pitr::listen_address::port_in_use;
 use pitr::plan::RecoveryPlan;
 use pitr::postgres::{RecoveryEnd, RecoveryLimits, ServerCommand, find_server_binaries};
 use pitr::recovery_conf::{Action, RecoveryFacts, plan_recovery_setup};
@@ -17,6 +18,7 @@ use serde_json::json;
 use crate::commands::Globals;
 use crate::config::{Config, Encryption, Location};
 use crate::exit_code::ExitCode;
+use crate::failure::Advise;
 use crate::open;
 use crate::probe::SqlProbe;
 use crate::units::{ByteSize, human_duration};
@@ -70,6 +72,12 @@ pub(crate) async fn run(request: RestoreRequest<'_>, globals: &Globals) -> Resul
                 owner: request.job.owner,
             };
             server.check_user()?;
+            if let Some(port) = request.port.filter(|port| port_in_use(*port)) {
+                return Err(anyhow!(
+                    "port {port} is in use on this machine: the restored server could not start"
+                ))
+                .hint("name a free port with --port, or use --no-start; nothing was written");
+            }
             Some(server)
         }
         false => None,
@@ -138,6 +146,16 @@ fn finish(request: &RestoreRequest<'_>, laid: &LaidOut, major: u32) -> Result<Ve
         overrides: &[],
     };
     let setup = plan_recovery_setup(&facts, &request.job.data)?;
+    // Asked before `pg_control` is written: until then the same command with another port continues.
+    let taken = request
+        .start
+        .then(|| setup.listens.conflict(request.job.data.path()));
+    if let Some(taken) = taken.flatten() {
+        return Err(anyhow!(
+            "{taken}, which the backup's own configuration names, is in use on this machine: the restored server could not start"
+        ))
+        .hint("run the same command again with --port and a free port: it continues where it stopped; or with --no-start");
+    }
     let config = hook_configuration(request.config)?.to_toml();
     let mut scope = request.plan.scope(request.job.cluster);
     scope.allow_plain = request.job.policy.allow_plain;
@@ -214,6 +232,12 @@ async fn recover(
     });
     end.await
         .with_context(|| format!("recover in {}", request.job.data.path().display()))
+        .hint(format!(
+            "the backup is laid out whole and the server's messages are in {}; with the cause removed go on with: {}\n      \
+             to restore anew instead, stop that server and empty the folder first",
+            server.log_file.display(),
+            server.display()
+        ))
 }
 
 fn print(

@@ -8,6 +8,8 @@ pub mod push;
 pub mod receive;
 pub mod replication;
 pub mod resume;
+mod server_identity;
+pub mod synchronous;
 pub mod tail;
 pub mod upload;
 

@@ -60,11 +60,11 @@ impl DataDirectory {
         self.path.to_str().unwrap_or_default()
     }
 
-    /// Whether a restore may write here: `marker` is the file, relative to the data directory, that a restore of ours leaves while it works.
+    /// Whether a restore may write here. Relative to the data directory, `own_folder` is what a restore of ours leaves for good, `marker` the file it leaves while it works.
     ///
     /// # Errors
     /// `Conflict`: a server runs here, or there are files that are not ours; `Io`.
-    pub fn check_free(&self, marker: &str) -> Result<Occupancy> {
+    pub fn check_free(&self, own_folder: &str, marker: &str) -> Result<Occupancy> {
         let refuse = |reason: &str| Error::DataDirectory {
             path: self.path.clone(),
             reason: reason.into(),
@@ -90,6 +90,9 @@ impl DataDirectory {
         }
         match entries.next() {
             None => Ok(Occupancy::Free),
+            Some(_) if self.path.join(own_folder).is_dir() => Err(refuse(
+                "a finished restore is in it: start its server (pg_ctl start -D), or empty the folder to restore anew",
+            )),
             Some(_) => Err(refuse("not empty: a restore wants a new or empty folder")),
         }
     }
@@ -151,20 +154,27 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let directory = |name: &str| DataDirectory::new(&folder.path().join(name)).unwrap();
         assert_eq!(
-            directory("new").check_free("marker").unwrap(),
+            directory("new").check_free("own", "marker").unwrap(),
             Occupancy::Free
         );
         std::fs::create_dir(folder.path().join("data")).unwrap();
         assert_eq!(
-            directory("data").check_free("marker").unwrap(),
+            directory("data").check_free("own", "marker").unwrap(),
             Occupancy::Free
         );
         std::fs::write(folder.path().join("data/PG_VERSION"), "17\n").unwrap();
-        let error = directory("data").check_free("marker").unwrap_err();
+        let error = directory("data").check_free("own", "marker").unwrap_err();
         assert_eq!(error.class(), repository::ErrorClass::Conflict);
+        assert!(
+            error.to_string().contains("wants a new or empty"),
+            "{error}"
+        );
+        std::fs::create_dir(folder.path().join("data/own")).unwrap();
+        let error = directory("data").check_free("own", "marker").unwrap_err();
+        assert!(error.to_string().contains("a finished restore"), "{error}");
         std::fs::write(folder.path().join("data/marker"), "").unwrap();
         assert_eq!(
-            directory("data").check_free("marker").unwrap(),
+            directory("data").check_free("own", "marker").unwrap(),
             Occupancy::Interrupted
         );
         std::fs::write(
@@ -172,9 +182,9 @@ mod tests {
             format!("{}\n", std::process::id()),
         )
         .unwrap();
-        assert!(directory("data").check_free("marker").is_err());
+        assert!(directory("data").check_free("own", "marker").is_err());
         std::fs::write(folder.path().join("file"), "").unwrap();
-        assert!(directory("file").check_free("marker").is_err());
+        assert!(directory("file").check_free("own", "marker").is_err());
     }
 
     #[test]

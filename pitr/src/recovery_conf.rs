@@ -9,6 +9,7 @@
 
 use crate::conf_file::{ConfigSource, Configuration, IncludeKind, Statement, quote_value};
 use crate::error::{Error, Result};
+use crate::listen_address::ListenAddress;
 use std::collections::BTreeMap;
 use std::path::Path;
 use wal_format::{Lsn, TimelineId};
@@ -149,6 +150,8 @@ pub struct RecoverySetup {
     pub restore_command: String,
     /// What was changed beyond what every restore needs, and what may surprise: one sentence each.
     pub notes: Vec<String>,
+    /// Where the server will listen.
+    pub listens: ListenAddress,
 }
 
 /// Files of a running, promoted or standby server that a restored one must not find.
@@ -246,6 +249,10 @@ pub fn plan_recovery_setup(
         settings.push((name, value.clone()));
     }
     settings.extend(ours);
+    let mut listens = ListenAddress::find(&found, &settings);
+    if main_missing {
+        listens.tcp = false;
+    }
     let before = write
         .iter()
         .position(|file| file.path == AUTO_CONF)
@@ -259,6 +266,7 @@ pub fn plan_recovery_setup(
         remove: TO_REMOVE,
         restore_command,
         notes,
+        listens,
     })
 }
 

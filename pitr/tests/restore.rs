@@ -145,7 +145,7 @@ fn parts(archive: Archive, tar: &[u8]) -> Vec<(PartDescriptor, Vec<u8>)> {
             part: index as u32,
             plain_size: part.len() as u32,
             stored_size: 0,
-            plain_crc32: 0,
+            plain_crc32: None,
             first_member: None,
             continued,
         };

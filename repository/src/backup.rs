@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 use wal_format::Lsn;
 
-use crate::descriptor::text;
+use crate::descriptor::{optional_crc, text};
 use crate::key::Archive;
 
 /// Largest plain part: the tar stream is cut every 32 MiB, a multiple of tar's 512-byte blocks, so no tar header is ever split.
@@ -75,7 +75,7 @@ pub struct BackupDescriptor {
     /// Plain bytes of all parts.
     #[serde(with = "text")]
     pub plain_size: u64,
-    /// Bytes stored for it, manifest included.
+    /// Bytes stored for it: parts, manifest and catalogue snapshot.
     #[serde(with = "text")]
     pub stored_size: u64,
 }
@@ -101,8 +101,13 @@ pub struct PartDescriptor {
     pub plain_size: u32,
     /// Stored size in bytes, header included.
     pub stored_size: u32,
-    /// CRC-32 of the plain bytes.
-    pub plain_crc32: u32,
+    /// CRC-32 of the plain bytes, 8 hex digits in JSON; absent with `descriptor = "minimal"`.
+    #[serde(
+        default,
+        with = "optional_crc",
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub plain_crc32: Option<u32>,
     /// Name of the first member whose tar header stands in this part, if one does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub first_member: Option<String>,

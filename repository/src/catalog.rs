@@ -18,6 +18,8 @@ pub struct Catalog {
     pub backups: BTreeMap<BackupLabel, BackupObjects>,
     /// Recorded holes.
     pub gaps: BTreeSet<GapRange>,
+    /// Roll-ups by timeline and log: tag and stored size in bytes. Several may exist.
+    pub roll_ups: BTreeMap<(TimelineId, u32), BTreeSet<(u32, u64)>>,
     /// Objects whose path is no key of format 1; counted, never touched.
     pub unknown: u64,
 }
@@ -60,7 +62,9 @@ pub struct TailChunk {
 pub struct BackupObjects {
     /// Whether its descriptor stands: only then the backup exists.
     pub complete: bool,
-    /// Stored bytes of parts and manifest.
+    /// Whether its catalogue snapshot stands.
+    pub names: bool,
+    /// Stored bytes of parts, manifest and catalogue snapshot.
     pub stored_bytes: u64,
 }
 
@@ -132,10 +136,20 @@ impl Catalog {
                 match object {
                     BackupObject::Started => {}
                     BackupObject::Descriptor => backup.complete = true,
+                    BackupObject::Catalog => {
+                        backup.names = true;
+                        backup.stored_bytes += size;
+                    }
                     BackupObject::Manifest | BackupObject::Part { .. } => {
                         backup.stored_bytes += size
                     }
                 }
+            }
+            ObjectKey::RollUp {
+                timeline, log, tag, ..
+            } => {
+                let tags = self.roll_ups.entry((*timeline, *log)).or_default();
+                tags.insert((*tag, size));
             }
             ObjectKey::Gap {
                 timeline, from, to, ..

@@ -303,17 +303,17 @@ mod crc {
 }
 
 /// The same, where it may be absent.
-mod optional_crc {
+pub(crate) mod optional_crc {
     use serde::{Deserializer, Serializer};
 
-    pub(super) fn serialize<S: Serializer>(value: &Option<u32>, s: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(value: &Option<u32>, s: S) -> Result<S::Ok, S::Error> {
         match value {
             Some(value) => super::crc::serialize(value, s),
             None => s.serialize_none(),
         }
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u32>, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u32>, D::Error> {
         super::crc::deserialize(d).map(Some)
     }
 }

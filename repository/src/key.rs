@@ -211,6 +211,17 @@ pub enum ObjectKey {
         /// Which object of it.
         object: BackupObject,
     },
+    /// `<cluster>/index/<timeline>/<log>.<tag>`: a roll-up of the descriptors of a log; a cache.
+    RollUp {
+        /// Whose.
+        cluster: ClusterId,
+        /// Of which timeline.
+        timeline: TimelineId,
+        /// Of which log: the middle 8 digits of a segment's name.
+        log: u32,
+        /// CRC-32 of the object's bytes.
+        tag: u32,
+    },
     /// `<cluster>/gaps/<timeline>-<from>-<to>.json`: a recorded hole in the WAL.
     Gap {
         /// Whose.
@@ -233,6 +244,8 @@ pub enum BackupObject {
     Descriptor,
     /// `manifest`: PostgreSQL's `backup_manifest`, sealed.
     Manifest,
+    /// `catalog`: names of databases and relations (`names.rs`), sealed; absent if none could be read.
+    Catalog,
     /// `<archive>.<part>`: a slice of a tar stream, sealed.
     Part {
         /// Which tar stream.
@@ -255,6 +268,7 @@ impl ObjectKey {
             | Self::History { cluster, .. }
             | Self::Tail { cluster, .. }
             | Self::Backup { cluster, .. }
+            | Self::RollUp { cluster, .. }
             | Self::Gap { cluster, .. } => Some(*cluster),
         }
     }
@@ -284,9 +298,14 @@ impl ObjectKey {
                 ..
             } => "manifest",
             Self::Backup {
+                object: BackupObject::Catalog,
+                ..
+            } => "catalog",
+            Self::Backup {
                 object: BackupObject::Part { .. },
                 ..
             } => "backup-part",
+            Self::RollUp { .. } => "index",
             Self::Gap { .. } => "gap",
         }
     }
@@ -384,8 +403,21 @@ impl fmt::Display for ObjectKey {
                     BackupObject::Started => f.write_str("started.json"),
                     BackupObject::Descriptor => f.write_str("backup.json"),
                     BackupObject::Manifest => f.write_str("manifest"),
+                    BackupObject::Catalog => f.write_str("catalog"),
                     BackupObject::Part { archive, part } => write!(f, "{archive}.{part:06}"),
                 }
+            }
+            Self::RollUp {
+                cluster,
+                timeline,
+                log,
+                tag,
+            } => {
+                write!(
+                    f,
+                    "{cluster}/index/{:08X}/{log:08X}.{tag:08X}",
+                    timeline.get()
+                )
             }
             Self::Gap {
                 cluster,
@@ -438,6 +470,7 @@ fn parse(path: &str) -> Option<ObjectKey> {
         "tail" => parse_tail(cluster, rest),
         "backups" => parse_backup(cluster, rest),
         "gaps" => parse_gap(cluster, rest),
+        "index" => parse_roll_up(cluster, rest),
         _ => None,
     }
 }
@@ -494,6 +527,7 @@ fn parse_backup(cluster: ClusterId, rest: &str) -> Option<ObjectKey> {
         "started.json" => BackupObject::Started,
         "backup.json" => BackupObject::Descriptor,
         "manifest" => BackupObject::Manifest,
+        "catalog" => BackupObject::Catalog,
         _ => {
             let (archive, part) = file.split_once('.')?;
             let part = (part.len() == 6 && part.bytes().all(|b| b.is_ascii_digit()))
@@ -509,6 +543,17 @@ fn parse_backup(cluster: ClusterId, rest: &str) -> Option<ObjectKey> {
         cluster,
         label,
         object,
+    })
+}
+
+fn parse_roll_up(cluster: ClusterId, rest: &str) -> Option<ObjectKey> {
+    let (timeline, file) = rest.split_once('/')?;
+    let (log, tag) = file.split_once('.')?;
+    Some(ObjectKey::RollUp {
+        cluster,
+        timeline: TimelineId::new(hex32(timeline)?)?,
+        log: hex32(log)?,
+        tag: hex32(tag)?,
     })
 }
 
@@ -574,8 +619,10 @@ mod tests {
         "7412345678901234567/backups/20260123T142811Z-full-3fa9/started.json",
         "7412345678901234567/backups/20260123T142811Z-full-3fa9/backup.json",
         "7412345678901234567/backups/20260123T142811Z-full-3fa9/manifest",
+        "7412345678901234567/backups/20260123T142811Z-full-3fa9/catalog",
         "7412345678901234567/backups/20260123T142811Z-full-3fa9/base.000000",
         "7412345678901234567/backups/20260123T142811Z-full-3fa9/16385.000123",
+        "7412345678901234567/index/00000001/0000000A.DEADBEEF",
         "7412345678901234567/gaps/00000001-0000000001000000-0000000002000000.json",
     ];
 
@@ -598,6 +645,9 @@ mod tests {
             "7412/wal/00000002/0000000A/000000010000000A000000FE.wal",
             "7412/wal/00000001/0000000A/000000010000000a000000fe.wal",
             "7412/wal/00000000.history",
+            "7412/index/00000000/0000000A.DEADBEEF",
+            "7412/index/00000001/0000000A.deadbeef",
+            "7412/index/00000001/0000000A.DEADBEEF.1",
             "7412/wal/00000001/0000000A/000000010000000A000000FE.wal/x",
             "7412/tail/00000001/000000010000000A000000FE.00000010-00000010.0A1B2C3D",
             "7412/backups/20260123T142811Z-full-3fa9/base.0",

@@ -6,11 +6,10 @@ mod display;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Error, Result};
-use archiver::base_backup::{self, BackupOptions, BackupRequest};
+use archiver::base_backup::{self, BackupOptions, BackupRequest, NamesTaken, Taken};
 use archiver::error::ServerErrorKind;
 use archiver::upload::Uploader;
 use clap::Args;
-use repository::backup::BackupDescriptor;
 use serde_json::json;
 
 use self::display::Display;
@@ -97,7 +96,10 @@ pub(crate) async fn run(args: BackupArgs, globals: &Globals) -> Result<ExitCode>
     display.finish();
     let backup = taken.map_err(advise).context("take a base backup")?;
     print(globals, &backup, &url, began.elapsed())?;
-    Ok(ExitCode::Done)
+    Ok(match backup.names.warnings.is_empty() {
+        true => ExitCode::Done,
+        false => ExitCode::Warnings,
+    })
 }
 
 /// The next step after an error that has one.
@@ -129,12 +131,8 @@ fn advise(error: archiver::Error) -> Error {
     Advice::hint(error.into(), hint)
 }
 
-fn print(
-    globals: &Globals,
-    backup: &BackupDescriptor,
-    repository: &str,
-    took: Duration,
-) -> Result<()> {
+fn print(globals: &Globals, taken: &Taken, repository: &str, took: Duration) -> Result<()> {
+    let (backup, names) = (&taken.descriptor, &taken.names);
     let tablespaces: Vec<_> = backup
         .tablespaces
         .iter()
@@ -157,13 +155,26 @@ fn print(
         "stored_bytes": backup.stored_size,
         "parts": backup.parts.len(),
         "tablespaces": tablespaces,
+        "names": {
+            "databases": names.databases,
+            "relations": names.relations,
+            "stored_bytes": names.stored_bytes,
+        },
+        "warnings": warnings(names),
     });
     globals
         .output
-        .print("walden.backup", &body, || to_text(backup, repository, took))
+        .print("walden.backup", &body, || to_text(taken, repository, took))
 }
 
-fn to_text(backup: &BackupDescriptor, repository: &str, took: Duration) -> String {
+/// What is missing from the catalogue snapshot, a line each.
+fn warnings(names: &NamesTaken) -> Vec<String> {
+    let more = (names.more_warnings > 0).then(|| format!("and {} more", names.more_warnings));
+    names.warnings.iter().cloned().chain(more).collect()
+}
+
+fn to_text(taken: &Taken, repository: &str, took: Duration) -> String {
+    let (backup, names) = (&taken.descriptor, &taken.names);
     let source = match backup.from_standby {
         true => "standby",
         false => "primary",
@@ -195,6 +206,16 @@ fn to_text(backup: &BackupDescriptor, repository: &str, took: Duration) -> Strin
             "space",
             format!("{} {:?}", tablespace.oid, tablespace.location),
         );
+    }
+    line(
+        "names",
+        format!(
+            "of {} relations in {} databases, for walden log",
+            names.relations, names.databases
+        ),
+    );
+    for warning in warnings(names) {
+        line("warning", warning);
     }
     text
 }

@@ -7,9 +7,12 @@ pub(crate) mod backup;
 pub(crate) mod config;
 pub(crate) mod init;
 pub(crate) mod list;
+pub(crate) mod log;
 pub(crate) mod restore;
 pub(crate) mod run;
 pub(crate) mod status;
+pub(crate) mod verify;
+pub(crate) mod window;
 
 use std::path::PathBuf;
 

@@ -212,7 +212,7 @@ fn parse_mapping(text: &str) -> Result<TablespaceMapping, String> {
 }
 
 /// A timeline as `recovery_target_timeline` takes it: decimal, or hexadecimal after `0x`.
-fn parse_timeline(text: &str) -> Result<u32, String> {
+pub(crate) fn parse_timeline(text: &str) -> Result<u32, String> {
     let parsed = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
         Some(hex) => u32::from_str_radix(hex, 16),
         None => text.parse(),

@@ -108,6 +108,7 @@ impl Config {
                 },
                 "on_invalid": self.archive.on_invalid.to_text(),
                 "compression": compression_to_text(self.archive.compression),
+                "descriptor": self.archive.descriptor_to_text(),
             },
             "restore": { "patience": exact_duration(self.restore.patience) },
             "encryption": match &self.encryption {
@@ -149,6 +150,13 @@ fn compression_to_text(compression: Compression) -> &'static str {
 }
 
 impl Archive {
+    fn descriptor_to_text(&self) -> &'static str {
+        match self.minimal_descriptor {
+            true => "minimal",
+            false => "full",
+        }
+    }
+
     fn render(&self, out: &mut String) {
         out.push_str("[archive]\n# Longest time for which WAL may be unstored; \"sync\": COMMIT waits for the store.\n");
         line(out, "rpo", &quote(&self.rpo.to_text()));
@@ -165,6 +173,10 @@ impl Archive {
             "compression",
             &quote(compression_to_text(self.compression)),
         );
+        if self.minimal_descriptor {
+            out.push_str("# Without checksums of plain bytes, with which a guess of the contents could be confirmed.\n");
+            line(out, "descriptor", &quote(self.descriptor_to_text()));
+        }
         out.push('\n');
     }
 }

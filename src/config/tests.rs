@@ -294,6 +294,15 @@ fn values_that_cannot_be_used_are_refused() {
         "\"lz4\" or \"zstd\"",
         "",
     );
+    refused(
+        &archive("descriptor = 'none'"),
+        Some(5),
+        "\"full\" or \"minimal\"",
+        "",
+    );
+    let minimal = parse(&archive("descriptor = 'minimal'")).unwrap();
+    assert!(minimal.archive.minimal_descriptor);
+    assert_eq!(parse(&minimal.to_toml()).unwrap().archive, minimal.archive);
     let postgres = |setting: &str| format!("{SMALLEST}[postgres]\n{setting}\n");
     refused(&postgres("slot = 'Walden'"), Some(5), "not a slot name", "");
     refused(&postgres("slot = ''"), Some(5), "not a slot name", "");

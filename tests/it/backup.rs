@@ -1,9 +1,10 @@
 //! `walden backup` against real servers: what it stores is put together again by hand and judged by PostgreSQL's own
 //! `pg_verifybackup` and by `tar`; what it must refuse or give up leaves nothing that looks like a backup.
 
+use crate::site::{Keys, Place, Plan, Site, wait};
 use crate::support::object_store::Bucket;
 use crate::support::postgres::{Server, tool_command};
-use crate::support::process::{self, COMMAND_DEADLINE, Output, Running, command};
+use crate::support::process::{self, COMMAND_DEADLINE, Running, command};
 use crate::support::wait_until;
 use crate::support::walden::Walden;
 use archiver::base_backup::{self, BackupOptions, BackupRequest};
@@ -12,11 +13,8 @@ use archiver::upload::Uploader;
 use repository::backup::{
     BackupDescriptor, ContinuedMember, MAX_MANIFEST_BYTES, PART_BYTES, PartDescriptor,
 };
-use repository::cluster::{ClusterDocument, RepositoryDocument};
-use repository::identity::{ExposeSecret, Identities, SecretReference, generate_identity};
-use repository::key::{Archive, BackupObject, ClusterId, ObjectKey};
-use repository::sealed::{Compression, OpenPolicy, SealPolicy};
-use repository::{Repository, Store, StoreOptions};
+use repository::key::{Archive, BackupObject, ObjectKey};
+use repository::sealed::{Compression, SealPolicy};
 use rustix::process::Signal;
 use std::collections::BTreeMap;
 use std::fs;
@@ -25,114 +23,22 @@ use std::time::Duration;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// A server, a repository that knows it, and a configuration for both.
-struct Site {
-    server: Server,
-    repository: Repository,
-    cluster: ClusterDocument,
-    open: OpenPolicy,
-    walden: Walden,
+/// Encrypted or not; what encrypts knows no identity.
+fn plan(encrypted: bool) -> Plan<'static> {
+    Plan {
+        keys: match encrypted {
+            true => Keys::Recipient,
+            false => Keys::None,
+        },
+        rpo: "500ms",
+        ..Plan::default()
+    }
 }
 
 impl Site {
-    fn new(server: Server, encrypted: bool) -> Self {
-        Self::of(server, encrypted, None, None)
-    }
-
-    /// `bucket`: instead of a folder. `believed`: the system identifier that the repository knows.
-    fn of(server: Server, encrypted: bool, bucket: Option<&Bucket>, believed: Option<u64>) -> Self {
-        let identifier = server.control_data("Database system identifier");
-        let system_identifier = believed.unwrap_or(identifier.parse().expect("a number"));
-        let folder = server.scratch().join("walden");
-        let root = folder.join("re po\"sitory");
-        fs::create_dir_all(&root).expect("make the repository's folder");
-        let mut open = OpenPolicy::default();
-        let mut encryption = "encryption = \"none\"".to_owned();
-        if encrypted {
-            let identity = generate_identity(jiff::Timestamp::UNIX_EPOCH);
-            let file = folder.join("identity");
-            fs::write(&file, identity.file.expose_secret()).expect("write the identity");
-            let reference = SecretReference::File(file.display().to_string());
-            open.identities = wait(Identities::load(&[reference])).expect("load the identity");
-            encryption = format!("[encryption]\nrecipients = [\"{}\"]", identity.recipient);
-        }
-        let mut walden = Walden::in_directory(&folder);
-        let mut url = format!("file://{}", root.display());
-        let mut options = StoreOptions::default();
-        if let Some(bucket) = bucket {
-            url = bucket.url("pre fix");
-            let environment = bucket.environment();
-            let value = |name: &str| {
-                let pair = environment.iter().find(|(known, _)| known == name);
-                pair.map(|(_, value)| value.clone())
-            };
-            options.endpoint = value("AWS_ENDPOINT_URL");
-            options.region = value("AWS_REGION");
-            options.access_key_id = value("AWS_ACCESS_KEY_ID");
-            options.secret_access_key = value("AWS_SECRET_ACCESS_KEY");
-            walden = walden.envs(environment);
-        }
-        let conninfo = server.conninfo();
-        let text = format!(
-            "{encryption}\n[postgres]\nconninfo = \"{conninfo}\"\n[archive]\nrpo = \"500ms\"\n[[repository]]\nurl = '{url}'\n"
-        );
-        // `encryption = "none"` has to stand before any table.
-        fs::write(folder.join("walden.toml"), text).expect("write the configuration");
-
-        let store = Store::open(&url, options).expect("open the store");
-        let repository = Repository::new("primary", store);
-        let cluster = ClusterDocument {
-            format: 1,
-            requires: Vec::new(),
-            system_identifier,
-            incarnation: 0,
-            parent: None,
-            pg_version: u16::try_from(server.major()).expect("a small number"),
-            block_size: 8192,
-            wal_segment_size: 1 << 20,
-            created: jiff::Timestamp::UNIX_EPOCH,
-        };
-        let identity = RepositoryDocument {
-            format: 1,
-            requires: Vec::new(),
-            repository_id: "0".repeat(32),
-            created: jiff::Timestamp::UNIX_EPOCH,
-        };
-        wait(async {
-            let put = repository.put_json(&ObjectKey::Repository, &identity).await;
-            put.expect("store walden.json");
-            let key = ObjectKey::Cluster(cluster.id());
-            let put = repository.put_json(&key, &cluster).await;
-            put.expect("store cluster.json");
-        });
-        Self {
-            server,
-            repository,
-            cluster,
-            open,
-            walden,
-        }
-    }
-
-    fn cluster(&self) -> ClusterId {
-        self.cluster.id()
-    }
-
-    /// `walden run`, once it receives.
-    fn archive(&self) -> Running {
-        let mut run = self.walden.start(["run"]);
-        wait_until("walden run receives", DEADLINE, || {
-            let active = "select active from pg_replication_slots where slot_name = 'walden'";
-            let (_, log) = run.printed();
-            assert!(run.is_running(), "walden run ended:\n{log}");
-            (self.server.psql(active) == "t").then_some(())
-        });
-        run
-    }
-
     /// Labels of the backups that exist, and of those that were begun.
     fn labels(&self) -> (Vec<String>, Vec<String>) {
-        let catalog = wait(self.repository.list(self.cluster())).expect("list");
+        let catalog = self.catalog();
         let complete = catalog.complete_backups().map(ToString::to_string);
         let begun = catalog.backups.keys().map(ToString::to_string);
         (complete.collect(), begun.collect())
@@ -151,7 +57,7 @@ impl Site {
 
     /// The plain bytes of an object of a backup.
     #[track_caller]
-    fn plain(&self, backup: &BackupDescriptor, object: BackupObject) -> Vec<u8> {
+    fn plain_of_backup(&self, backup: &BackupDescriptor, object: BackupObject) -> Vec<u8> {
         let key = ObjectKey::Backup {
             cluster: self.cluster(),
             label: backup.label.parse().expect("a label"),
@@ -160,14 +66,6 @@ impl Site {
         let fetched = self.repository.fetch(&key, &self.open, MAX_MANIFEST_BYTES);
         wait(fetched).expect("open an object").1
     }
-}
-
-fn wait<T>(future: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build();
-    runtime.expect("start a runtime").block_on(future)
 }
 
 /// Checks every part against its description, and writes the tar streams into `folder`.
@@ -179,9 +77,9 @@ fn join_parts(site: &Site, backup: &BackupDescriptor, folder: &Path) -> BTreeMap
             archive: part.archive,
             part: part.part,
         };
-        let plain = site.plain(backup, object);
+        let plain = site.plain_of_backup(backup, object);
         assert_eq!(plain.len(), part.plain_size as usize, "{part:?}");
-        assert_eq!(crc32fast::hash(&plain), part.plain_crc32, "{part:?}");
+        assert_eq!(Some(crc32fast::hash(&plain)), part.plain_crc32, "{part:?}");
         let stream = streams.entry(part.archive).or_default();
         assert_eq!(stream.len(), part.part as usize * PART_BYTES, "{part:?}");
         stream.extend(plain);
@@ -302,15 +200,16 @@ fn fill(server: &Server) -> Vec<(u32, String)> {
     oids.zip(places).collect()
 }
 
-fn json(output: &Output) -> serde_json::Value {
-    serde_json::from_str(&output.stdout).unwrap_or_else(|error| panic!("{error}\n{output}"))
-}
-
 fn backup_can_be_put_together_by_hand(major: u32, encrypted: bool, bucket: Option<&Bucket>) {
     let server = Server::builder(major).wal_segment_mib(1).start();
-    let site = Site::of(server, encrypted, bucket, None);
-    let tablespaces = fill(&site.server);
-    let run = site.archive();
+    let place = bucket.map_or(Place::Folder, Place::Bucket);
+    let plan = Plan {
+        place,
+        ..plan(encrypted)
+    };
+    let site = Site::new(&server, plan);
+    let tablespaces = fill(&server);
+    let run = site.archive(&server);
     let output = site
         .walden
         .run(["backup", "--fast-checkpoint", "--json"])
@@ -318,7 +217,7 @@ fn backup_can_be_put_together_by_hand(major: u32, encrypted: bool, bucket: Optio
     drop(run);
 
     let backup = site.only_backup();
-    let document = json(&output);
+    let document = output.json();
     assert_eq!(document["schema"], "walden.backup");
     assert_eq!(document["label"], backup.label.as_str());
     assert_eq!(document["plain_bytes"], backup.plain_size);
@@ -334,7 +233,7 @@ fn backup_can_be_put_together_by_hand(major: u32, encrypted: bool, bucket: Optio
     };
     assert_eq!(by_oid(stated), by_oid(tablespaces));
 
-    let folder = site.server.scratch().join("joined");
+    let folder = server.scratch().join("joined");
     fs::create_dir(&folder).expect("make a folder");
     let streams = join_parts(&site, &backup, &folder);
     assert_eq!(streams.len(), 3, "the data directory and two tablespaces");
@@ -358,7 +257,7 @@ fn backup_can_be_put_together_by_hand(major: u32, encrypted: bool, bucket: Optio
 
     let data = folder.join("data");
     extract(&streams, &data);
-    let manifest = site.plain(&backup, BackupObject::Manifest);
+    let manifest = site.plain_of_backup(&backup, BackupObject::Manifest);
     assert_eq!(manifest.len() as u64, backup.manifest_size);
     fs::write(data.join("backup_manifest"), manifest).expect("write the manifest");
     let mut verify = tool_command(major, "pg_verifybackup");
@@ -397,9 +296,9 @@ fn backups_of_16_and_of_17_in_a_bucket_can_be_put_together_by_hand() {
 #[test]
 fn a_backup_given_up_or_killed_half_way_is_not_visible() {
     let server = Server::builder(18).wal_segment_mib(1).start();
-    let site = Site::new(server, false);
-    fill(&site.server);
-    let _run = site.archive();
+    let site = Site::new(&server, plan(false));
+    fill(&server);
+    let _run = site.archive(&server);
     for (round, signal) in [Signal::INT, Signal::TERM, Signal::KILL]
         .into_iter()
         .enumerate()
@@ -408,7 +307,7 @@ fn a_backup_given_up_or_killed_half_way_is_not_visible() {
             .walden
             .start(["backup", "--fast-checkpoint", "--max-rate", "16MiB"]);
         wait_until("a part of it is stored", DEADLINE, || {
-            let catalog = wait(site.repository.list(site.cluster())).expect("list");
+            let catalog = site.catalog();
             assert_eq!(catalog.complete_backups().count(), 0);
             let stored = catalog
                 .backups
@@ -430,9 +329,7 @@ fn a_backup_given_up_or_killed_half_way_is_not_visible() {
             );
         }
         wait_until("the server has ended the backup too", DEADLINE, || {
-            let running = site
-                .server
-                .psql("select count(*) from pg_stat_progress_basebackup");
+            let running = server.psql("select count(*) from pg_stat_progress_basebackup");
             (running == "0").then_some(())
         });
         let (complete, begun) = site.labels();
@@ -451,7 +348,7 @@ fn a_backup_given_up_or_killed_half_way_is_not_visible() {
 #[test]
 fn refuses_to_start_where_nothing_archives() {
     let server = Server::builder(15).wal_segment_mib(1).start();
-    let site = Site::new(server, false);
+    let site = Site::new(&server, plan(false));
     let output = site
         .walden
         .run(["backup", "--fast-checkpoint"])
@@ -471,21 +368,19 @@ fn archive_command_counts_as_archiving_while_it_works() {
         .wal_segment_mib(1)
         .setting("archive_mode = on")
         .start();
-    let site = Site::new(server, false);
+    let site = Site::new(&server, plan(false));
     let command = |command: &str| {
         let command = command.replace('\'', "''");
-        site.server.psql(&format!(
+        server.psql(&format!(
             "alter system set archive_command = '{command}'; select pg_reload_conf()"
         ));
     };
     // Above 125 the archiver process would die without counting a failure.
     command("false walden archive-push %p");
-    site.server
+    server
         .psql("create table t as select g from generate_series(1, 1000) g; select pg_switch_wal()");
     wait_until("the archiver process has failed", DEADLINE, || {
-        let failed = site
-            .server
-            .psql("select failed_count > 0 from pg_stat_archiver");
+        let failed = server.psql("select failed_count > 0 from pg_stat_archiver");
         (failed == "t").then_some(())
     });
     let output = site
@@ -494,7 +389,7 @@ fn archive_command_counts_as_archiving_while_it_works() {
         .expect_code(1);
     assert!(output.stderr.contains("archive_command fails"), "{output}");
 
-    let configuration = site.server.scratch().join("walden/walden.toml");
+    let configuration = server.scratch().join("walden/walden.toml");
     let program = Walden::program().display();
     command(&format!(
         "{program} archive-push --config {} %p",
@@ -502,7 +397,7 @@ fn archive_command_counts_as_archiving_while_it_works() {
     ));
     wait_until("the archiver process succeeds", DEADLINE, || {
         let works = "select last_archived_time > last_failed_time from pg_stat_archiver";
-        (site.server.psql(works) == "t").then_some(())
+        (server.psql(works) == "t").then_some(())
     });
     site.walden
         .run(["backup", "--fast-checkpoint"])
@@ -513,12 +408,11 @@ fn archive_command_counts_as_archiving_while_it_works() {
 #[test]
 fn backup_is_none_while_its_wal_is_not_stored() {
     let server = Server::builder(18).wal_segment_mib(1).start();
-    let site = Site::new(server, false);
-    site.server
-        .psql("select pg_create_physical_replication_slot('walden')");
+    let site = Site::new(&server, plan(false));
+    server.psql("select pg_create_physical_replication_slot('walden')");
     // Somebody uses the slot, and stores elsewhere.
-    let mut elsewhere = site.server.client("pg_receivewal");
-    let folder = site.server.scratch().join("elsewhere");
+    let mut elsewhere = server.client("pg_receivewal");
+    let folder = server.scratch().join("elsewhere");
     fs::create_dir(&folder).expect("make a folder");
     elsewhere
         .args(["-S", "walden", "--no-sync", "-D"])
@@ -526,7 +420,7 @@ fn backup_is_none_while_its_wal_is_not_stored() {
     let _elsewhere = Running::start(elsewhere);
 
     let nothing = |_: &str| None;
-    let connection = ConnectionInfo::parse(&site.server.conninfo(), &nothing).expect("conninfo");
+    let connection = ConnectionInfo::parse(&server.conninfo(), &nothing).expect("conninfo");
     let policy = SealPolicy {
         recipients: None,
         compression: Compression::Lz4,
@@ -560,18 +454,17 @@ fn backup_is_none_while_its_wal_is_not_stored() {
 #[test]
 fn backup_of_a_standby_waits_for_the_wal_of_its_primary() {
     let server = Server::builder(18).wal_segment_mib(1).start();
-    let site = Site::new(server, true);
-    site.server
-        .psql("create table t as select g from generate_series(1, 10000) g");
-    let _run = site.archive();
-    let standby = site.server.standby();
+    let site = Site::new(&server, plan(true));
+    server.psql("create table t as select g from generate_series(1, 10000) g");
+    let _run = site.archive(&server);
+    let standby = server.standby();
     let conninfo = standby.conninfo();
     let arguments = ["backup", "--fast-checkpoint", "--postgres", &conninfo];
     let output = site.walden.run(arguments).expect_success();
     assert!(output.stdout.contains("(full, from a standby)"), "{output}");
     let backup = site.only_backup();
     assert!(backup.from_standby);
-    let folder = site.server.scratch().join("joined");
+    let folder = server.scratch().join("joined");
     fs::create_dir(&folder).expect("make a folder");
     let streams = join_parts(&site, &backup, &folder);
     let names: Vec<String> = members(&streams[&Archive::Base])
@@ -587,7 +480,11 @@ fn backup_of_a_standby_waits_for_the_wal_of_its_primary() {
 #[test]
 fn another_server_and_major_14_are_refused() {
     let server = Server::builder(15).wal_segment_mib(1).start();
-    let site = Site::of(server, false, None, Some(4711));
+    let plan = Plan {
+        system_identifier: Some(4711),
+        ..plan(false)
+    };
+    let site = Site::new(&server, plan);
     let output = site.walden.run(["backup"]).expect_code(5);
     assert!(
         output
@@ -598,7 +495,7 @@ fn another_server_and_major_14_are_refused() {
     assert_eq!(site.labels().1.len(), 0);
 
     let server = Server::builder(14).wal_segment_mib(1).start();
-    let site = Site::new(server, false);
+    let site = Site::new(&server, Plan::default());
     let output = site.walden.run(["backup"]).expect_code(2);
     assert!(
         output

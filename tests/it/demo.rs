@@ -68,6 +68,13 @@ fn the_demo_works_twice_and_leaves_nothing_running() {
             printed.contains("# All 5003 rows are back"),
             "the last words\n{output}"
         );
+        // Where to go back to is what the log says.
+        let found = printed.split_once("\n$ walden log --drops").unwrap().1;
+        assert!(found.contains("public.orders: DROPPED"), "{output}");
+        let target = found.split_once("--to-lsn ").unwrap().1;
+        let target = target.split_once(' ').unwrap().0;
+        let restore = format!("\n$ walden restore --to-lsn {target} --exclusive ");
+        assert!(printed.contains(&restore), "{restore} {output}");
         let lost = r#"relation "orders" does not exist"#;
         assert!(output.stderr.contains(lost), "it was lost\n{output}");
         moments.push(before.to_owned());

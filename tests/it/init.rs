@@ -73,10 +73,6 @@ fn listing(root: &Path) -> Vec<(PathBuf, Vec<u8>)> {
     found
 }
 
-fn json(output: &Output) -> Value {
-    serde_json::from_str(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output}"))
-}
-
 #[test]
 fn twice_is_as_once() {
     let place = Place::new(Server::builder(18).wal_segment_mib(1).start());
@@ -122,7 +118,7 @@ fn twice_is_as_once() {
 
     // The identity moved away, as it should be: the configuration knows its public half, and no other one is made.
     fs::rename(&identity, place.server.scratch().join("safe")).unwrap();
-    let third = json(&place.init(&["--json"]).expect_success());
+    let third = place.init(&["--json"]).expect_success().json();
     assert_eq!(third["schema"], "walden.init");
     assert_eq!(third["config_is"], "unchanged", "{third}");
     assert_eq!(third["identity_file"], Value::Null);
@@ -173,7 +169,7 @@ fn what_is_made_depends_on_the_flags() {
     let place = Place::new(Server::builder(15).wal_segment_mib(1).start());
     let recipient = "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p";
     let made = place.init(&["--recipient", recipient, "--slot", "s_1", "--json"]);
-    let made = json(&made.expect_success());
+    let made = made.expect_success().json();
     assert_eq!(made["recipients"], serde_json::json!([recipient]));
     assert_eq!(
         (&made["slot"], &made["config_is"]),
@@ -244,7 +240,10 @@ fn lacks(server: Server, conninfo: Option<&str>, words: &[&str]) {
     for words in words {
         assert!(checked.stdout.contains(words), "{words}: {checked}");
     }
-    let document = json(&place.run(&["config", "check", "--json"]).expect_code(2));
+    let document = place
+        .run(&["config", "check", "--json"])
+        .expect_code(2)
+        .json();
     assert_eq!(document["findings"][0]["severity"], "error", "{document}");
     place
         .run(&["config", "check", "--offline"])

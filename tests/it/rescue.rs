@@ -3,10 +3,10 @@
 
 use crate::support::oracle::{Oracle, assert_same_rows, rows};
 use crate::support::postgres::Server;
-use crate::support::process::{self, COMMAND_DEADLINE, Running, command_as_server_user};
+use crate::support::process::{self, COMMAND_DEADLINE, command_as_server_user};
 use crate::support::wait_until;
 use crate::support::wal_dump::{Lsn, Target, WalDump};
-use crate::support::walden::Walden;
+use crate::support::walden::{Walden, wait_until_stored};
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, symlink};
@@ -34,31 +34,12 @@ fn tablespace(server: &Server) -> PathBuf {
     server.scratch().join("table space")
 }
 
-fn archive(walden: &Walden, server: &Server) -> Running {
-    let run = walden.start(["run"]);
-    wait_until("walden run streams", DEADLINE, || {
-        let streaming = "select count(*) from pg_stat_replication where application_name = 'walden' and state = 'streaming'";
-        (server.psql(streaming) == "1").then_some(())
-    });
-    run
-}
-
-fn wait_until_flushed(server: &Server) {
-    let end = server.psql("select pg_current_wal_flush_lsn()");
-    wait_until("everything is reported flushed", DEADLINE, || {
-        let flushed = format!(
-            "select count(*) from pg_stat_replication where application_name = 'walden' and flush_lsn >= '{end}'"
-        );
-        (server.psql(&flushed) == "1").then_some(())
-    });
-}
-
 /// A few transactions, far less than a segment.
 fn a_little(oracle: &mut Oracle, server: &Server) {
     let clients = oracle.start(server, 2);
     clients.wait_for_more(8, DEADLINE);
     oracle.stop(clients);
-    wait_until_flushed(server);
+    wait_until_stored(server);
 }
 
 /// A cluster with a tablespace is archived and backed up, works on, and is lost together with `walden run`. What was
@@ -94,7 +75,7 @@ fn lose_a_cluster(encrypted: bool) -> Loss {
          create table kept tablespace aside as select g from generate_series(1, 1000) g",
         place.display()
     ));
-    let run = archive(&walden, &server);
+    let run = walden.receive(&server, ["run"]);
     let mut oracle = Oracle::prepare(&server, 11);
     oracle.run(&server, 2, Duration::from_millis(500));
     walden.run(["backup", "--fast-checkpoint"]).expect_success();
@@ -106,7 +87,7 @@ fn lose_a_cluster(encrypted: bool) -> Loss {
     );
     a_little(&mut oracle, &server);
     run.kill();
-    let run = archive(&walden, &server);
+    let run = walden.receive(&server, ["run"]);
     a_little(&mut oracle, &server);
     let dump = oracle.dump(&server);
     oracle.check(&dump, Some(&server));

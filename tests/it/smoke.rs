@@ -2,7 +2,7 @@
 
 use crate::support::postgres::Server;
 use crate::support::wait_until;
-use crate::support::walden::Walden;
+use crate::support::walden::{Walden, wait_until_stored};
 use std::fs;
 use std::time::Duration;
 
@@ -21,11 +21,7 @@ fn loses_a_table_and_gets_it_back(major: u32) {
     let file = etc.join("walden.toml");
     let config = fs::read_to_string(&file).expect("read the configuration");
     fs::write(&file, config.replace("rpo = \"5s\"", "rpo = \"300ms\"")).expect("write it");
-    let run = walden.start(["run"]);
-    wait_until("walden run streams", DEADLINE, || {
-        let streaming = "select count(*) from pg_stat_replication where state = 'streaming'";
-        (server.psql(streaming) == "1").then_some(())
-    });
+    let run = walden.receive(&server, ["run"]);
     server.psql("create table t (id int primary key, at timestamptz default clock_timestamp())");
     server.psql("insert into t select generate_series(1, 5000)");
     walden.run(["backup", "--fast-checkpoint"]).expect_success();
@@ -37,11 +33,7 @@ fn loses_a_table_and_gets_it_back(major: u32) {
         "select to_char(clock_timestamp() at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')",
     );
     server.psql("drop table t");
-    let end = server.psql("select pg_current_wal_flush_lsn()");
-    wait_until("everything is stored", DEADLINE, || {
-        let stored = format!("select count(*) from pg_stat_replication where flush_lsn >= '{end}'");
-        (server.psql(&stored) == "1").then_some(())
-    });
+    wait_until_stored(&server);
 
     let data = server.scratch().join("restored");
     let identity = format!("file:{}", etc.join("walden.key").display());

@@ -23,6 +23,7 @@ mod body;
 mod control_file;
 mod crc;
 mod cursor;
+mod data_page;
 mod error;
 mod file_name;
 mod list;
@@ -43,6 +44,7 @@ pub use body::{
     RelationLocator,
 };
 pub use control_file::{ClusterState, ControlFile};
+pub use data_page::{DATA_PAGE_BYTES, DataPage};
 pub use error::Error;
 pub use file_name::{SegmentName, WalFileName};
 pub use list::{List, ListItem};
@@ -50,7 +52,7 @@ pub use lsn::{Lsn, SegmentNumber, SegmentSize};
 pub use page::{LongHeader, PAGE_BYTES, PageHeader};
 pub use record::{Record, RecordHeader, TransactionId};
 pub use rmgr::{
-    Action, Checkpoint, ExclusiveLock, Invalidation, OriginPosition, Parameters,
+    Action, Checkpoint, DroppedStatistics, ExclusiveLock, Invalidation, OriginPosition, Parameters,
     PreparedTransaction, RecordKind, RunningTransactions, TransactionEnd, WalLevel,
     record_kind_name, resource_manager_name,
 };

@@ -8,6 +8,7 @@
 mod archiving;
 mod manifest;
 mod members;
+mod names;
 mod parts;
 mod receive;
 mod wal;
@@ -22,13 +23,15 @@ use repository::descriptor::FORMAT;
 use repository::key::{BackupLabel, BackupObject, ObjectKey};
 use repository::wal::lineage;
 use serde::Serialize;
-use wal_format::{Lsn, SegmentSize, TimelineId};
+use wal_format::{Lsn, TimelineId};
 
 use self::manifest::Manifest;
+pub use self::names::NamesTaken;
 use self::parts::Place;
 use self::receive::Received;
 use self::wal::StoredWal;
 use crate::replication::{CancelToken, Connection, ConnectionInfo, Mode, SystemIdentity};
+use crate::server_identity::check_identity;
 use crate::upload::{Uploader, error_text};
 use crate::{Error, Result};
 
@@ -133,6 +136,15 @@ pub fn draw_random() -> Result<u16> {
     Ok(u16::from_le_bytes(bits))
 }
 
+/// A backup that exists.
+#[derive(Clone, Debug)]
+pub struct Taken {
+    /// Its descriptor, as it was stored.
+    pub descriptor: BackupDescriptor,
+    /// What became of its catalogue snapshot, without which the backup is as good.
+    pub names: NamesTaken,
+}
+
 type Observe<'a> = &'a (dyn Fn(BackupEvent) + Send + Sync);
 
 /// Takes a full base backup. It exists when this returns `Ok`, and only then.
@@ -147,7 +159,7 @@ pub async fn take(
     request: &BackupRequest<'_>,
     observe: Observe<'_>,
     stop: impl Future<Output = ()>,
-) -> Result<BackupDescriptor> {
+) -> Result<Taken> {
     let mut running = None;
     let outcome = tokio::select! {
         outcome = Box::pin(run(request, observe, &mut running)) => outcome,
@@ -173,11 +185,11 @@ async fn run(
     request: &BackupRequest<'_>,
     observe: Observe<'_>,
     running: &mut Option<CancelToken>,
-) -> Result<BackupDescriptor> {
+) -> Result<Taken> {
     let mut connection = Connection::connect(request.server, Mode::PhysicalReplication).await?;
     connection.require_supported()?;
-    let identity = connection.identify_system().await?;
-    let size = check_server(&mut connection, &identity, request.cluster).await?;
+    let identity = check_identity(&mut connection, request.cluster).await?;
+    let size = request.cluster.segment_size()?;
     let stored = StoredWal {
         repository: request.uploader.repository(),
         cluster: request.cluster.id(),
@@ -227,6 +239,7 @@ async fn run(
         tracing::debug!(error = error_text(&error), "the connection ended badly");
     }
 
+    let names = names::take(request, &place).await;
     let parts = received.uploads.finish().await?;
     let manifest_size = received.manifest.len() as u64;
     let (sealed, _) = parts::seal(
@@ -264,46 +277,11 @@ async fn run(
         tablespaces: received.tablespaces,
         manifest_size,
         plain_size: sum(|part| part.plain_size),
-        stored_size: sum(|part| part.stored_size) + sealed.stored_size(),
+        stored_size: sum(|part| part.stored_size) + sealed.stored_size() + names.stored_bytes,
         parts,
     };
     put_document(request, &place, BackupObject::Descriptor, &descriptor).await?;
-    Ok(descriptor)
-}
-
-/// The server must be the one whose WAL the repository holds.
-async fn check_server(
-    connection: &mut Connection,
-    identity: &SystemIdentity,
-    cluster: &ClusterDocument,
-) -> Result<SegmentSize> {
-    let size = connection.wal_segment_size().await?;
-    let wrong = |what, expected: String, found: String| Error::WrongServer {
-        what,
-        expected,
-        found,
-    };
-    if identity.system_identifier != cluster.system_identifier {
-        return Err(wrong(
-            "system identifier",
-            cluster.system_identifier.to_string(),
-            identity.system_identifier.to_string(),
-        ));
-    }
-    if size != cluster.segment_size()? {
-        return Err(wrong(
-            "WAL segment size",
-            cluster.wal_segment_size.to_string(),
-            size.bytes().to_string(),
-        ));
-    }
-    match connection.show("walden.restored_from").await {
-        Ok(from) if !from.is_empty() => Err(Error::RestoredClone { from }),
-        Ok(_) => Ok(size),
-        // A server that was never restored does not know the setting.
-        Err(error) if error.server().is_some() => Ok(size),
-        Err(error) => Err(error),
-    }
+    Ok(Taken { descriptor, names })
 }
 
 /// Takes the label, before anything else is stored under it.

@@ -244,14 +244,12 @@ async fn store_part(
     };
     let _permit = permits.acquire().await.expect("nobody closes it");
     let (sealed, mut plain) = seal(&uploader, &place, object, plain).await?;
-    // Absent only from minimal descriptors, which keep guesses of short contents from being confirmed; `backup.json` needs it.
-    let known = sealed.descriptor.plain_crc32;
     let descriptor = PartDescriptor {
         archive,
         part,
         plain_size: size(&sealed, plain.len())?,
         stored_size: size(&sealed, sealed.stored_size())?,
-        plain_crc32: known.unwrap_or_else(|| crc32fast::hash(&plain)),
+        plain_crc32: sealed.descriptor.plain_crc32,
         first_member: members.first_member,
         continued: members.continued,
     };

@@ -6,6 +6,7 @@ pub(crate) mod oracle;
 pub(crate) mod ports;
 pub(crate) mod postgres;
 pub(crate) mod process;
+pub(crate) mod restored;
 pub(crate) mod s3;
 pub(crate) mod scratch;
 pub(crate) mod tls;

@@ -73,6 +73,10 @@ pub(crate) struct Builder {
 }
 
 impl Builder {
+    pub(crate) fn major(&self) -> u32 {
+        self.major
+    }
+
     /// Size of a WAL segment; 16 unless said.
     pub(crate) fn wal_segment_mib(mut self, mib: u32) -> Self {
         self.wal_segment_mib = mib;
@@ -222,7 +226,8 @@ impl Builder {
     }
 }
 
-fn append(path: &Path, text: &str) {
+/// Adds to a file of settings, where the last one of a name counts.
+pub(crate) fn append(path: &Path, text: &str) {
     let mut file = File::options()
         .append(true)
         .create(true)

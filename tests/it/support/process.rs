@@ -109,6 +109,12 @@ impl Output {
     pub(crate) fn expect_success(self) -> Self {
         self.expect_code(0)
     }
+
+    /// Its standard output, which is a JSON document.
+    #[track_caller]
+    pub(crate) fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|error| panic!("{error}\n{self}"))
+    }
 }
 
 impl std::fmt::Display for Output {
@@ -315,6 +321,16 @@ impl Collected {
             std::thread::sleep(Duration::from_millis(2));
         }
     }
+}
+
+/// The most memory that a process has had so far, in bytes: the kernel's `VmHWM`. Nothing once it has ended.
+pub(crate) fn peak_memory(id: u32) -> Option<u64> {
+    let status = std::fs::read_to_string(format!("/proc/{id}/status")).ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib << 10)
 }
 
 /// Waits until no process of `ids` is left (one that only waits to be reaped by init counts as gone).

@@ -73,6 +73,8 @@ pub(crate) struct WalDump {
     pub(crate) ends: Vec<TransactionEnd>,
     /// Name and start of the record.
     pub(crate) restore_points: Vec<(String, Lsn)>,
+    /// Where the records begin with which base backups become consistent.
+    pub(crate) backup_ends: Vec<Lsn>,
     stretches: Vec<Stretch>,
 }
 
@@ -118,8 +120,11 @@ impl WalDump {
         for line in stretch.dump(&["-r", "Transaction"]).lines() {
             ends.extend(parse_end(line, segment));
         }
-        let mut restore_points = Vec::new();
+        let (mut restore_points, mut backup_ends) = (Vec::new(), Vec::new());
         for line in stretch.dump(&["-r", "XLOG"]).lines() {
+            if line.contains("desc: BACKUP_END ") {
+                backup_ends.push(start_of(line).expect("a record has an LSN"));
+            }
             if let Some((_, name)) = line.split_once("desc: RESTORE_POINT ") {
                 restore_points.push((
                     name.to_owned(),
@@ -130,6 +135,7 @@ impl WalDump {
         Self {
             ends,
             restore_points,
+            backup_ends,
             stretches: vec![stretch],
         }
     }
@@ -140,11 +146,13 @@ impl WalDump {
         let fork = next.stretches.first().expect("a dump has a stretch").from;
         self.ends.retain(|end| end.start < fork);
         self.restore_points.retain(|(_, lsn)| *lsn < fork);
+        self.backup_ends.retain(|lsn| *lsn < fork);
         for stretch in &mut self.stretches {
             stretch.to = stretch.to.min(fork);
         }
         self.ends.extend(next.ends);
         self.restore_points.extend(next.restore_points);
+        self.backup_ends.extend(next.backup_ends);
         self.stretches.extend(next.stretches);
         self
     }

@@ -1,12 +1,17 @@
 //! The `walden` program, run as a user would: in a folder, with arguments and an environment, under a deadline.
 
+use super::postgres::Server;
 use super::process::{self, Output, Running, command_as_server_user};
+use super::wait_until;
+use super::wal_dump::Lsn;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// How long a run of `walden` may take unless a test says otherwise.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(180);
+/// How long it may take until `walden run` has reached its server, or what that has written.
+const RECEIVE_DEADLINE: Duration = Duration::from_secs(60);
 
 /// The program with the settings that several runs of a test share.
 #[derive(Debug, Clone)]
@@ -53,4 +58,33 @@ impl Walden {
         walden.envs(self.environment.iter().map(|(name, value)| (name, value)));
         process::Running::start(walden)
     }
+    /// `walden run` with these arguments, once the server streams to it.
+    #[track_caller]
+    pub(crate) fn receive<A: AsRef<OsStr>>(
+        &self,
+        server: &Server,
+        arguments: impl IntoIterator<Item = A>,
+    ) -> Running {
+        let mut run = self.start(arguments);
+        wait_until("walden run receives", RECEIVE_DEADLINE, || {
+            let (_, log) = run.printed();
+            assert!(run.is_running(), "walden run ended:\n{log}");
+            let sender = "select state from pg_stat_replication where application_name = 'walden'";
+            let streams = matches!(server.psql(sender).as_str(), "streaming" | "catchup");
+            (streams && log.contains("receiving WAL")).then_some(())
+        });
+        run
+    }
+}
+
+/// Waits until `walden run` has reported all as stored that the server has written, and says where that ends.
+#[track_caller]
+pub(crate) fn wait_until_stored(server: &Server) -> Lsn {
+    let written = Lsn::parse(&server.psql("select pg_current_wal_flush_lsn()"));
+    let reported = "select flush_lsn from pg_stat_replication where application_name = 'walden' and flush_lsn is not null";
+    wait_until("everything is reported stored", RECEIVE_DEADLINE, || {
+        let reported = server.psql(reported);
+        (!reported.is_empty() && Lsn::parse(&reported) >= written).then_some(())
+    });
+    written
 }

@@ -14,6 +14,7 @@
 //! | that | main data |
 
 mod action;
+mod dropped;
 mod files;
 mod heap;
 mod names;
@@ -23,6 +24,7 @@ mod xact;
 mod xlog;
 
 pub use action::Action;
+pub use dropped::DroppedStatistics;
 pub use names::{record_kind_name, resource_manager_name};
 pub use standby::{ExclusiveLock, Invalidation, RunningTransactions};
 pub use transaction::{OriginPosition, PreparedTransaction, TransactionEnd};

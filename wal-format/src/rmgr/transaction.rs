@@ -4,6 +4,7 @@
 //! Source: as there, and `ParsePrepareRecord` in `xactdesc.c`, majors 14 to 18. Little-endian.
 
 use super::Action;
+use super::dropped::DroppedStatistics;
 use super::standby::Invalidation;
 use super::xact::{
     HAS_DATABASE, HAS_DROPPED_STATS, HAS_GID, HAS_INFO, HAS_INVALIDATIONS, HAS_LOCKS, HAS_ORIGIN,
@@ -30,6 +31,8 @@ pub struct TransactionEnd<'a> {
     pub subtransactions: List<'a, TransactionId>,
     /// The relations whose files were removed: dropped or rewritten ones after a commit, new ones after an abort.
     pub dropped: List<'a, RelationLocator>,
+    /// The objects whose statistics ended with it, since 15: what it dropped, by OID.
+    pub dropped_statistics: DroppedStatistics<'a>,
     /// What other sessions must forget.
     pub invalidations: List<'a, Invalidation>,
     /// Where the transaction ended on the server that it was replicated from.
@@ -127,6 +130,7 @@ fn parse_end<'a>(
         database: 0,
         subtransactions: List::EMPTY,
         dropped: List::EMPTY,
+        dropped_statistics: DroppedStatistics::NONE,
         invalidations: List::EMPTY,
         origin: None,
         held_exclusive_locks: false,
@@ -155,7 +159,8 @@ fn parse_end<'a>(
     {
         let count = cursor.u32("number of dropped statistics")?;
         let bytes = index(count).saturating_mul(index(item_bytes));
-        cursor.take(bytes, "dropped statistics")?;
+        let items = cursor.take(bytes, "dropped statistics")?;
+        end.dropped_statistics = DroppedStatistics::new(items, index(item_bytes));
     }
     let is_commit = matches!(operation, Operation::Commit | Operation::CommitPrepared);
     if is_commit && parts & HAS_INVALIDATIONS != 0 {

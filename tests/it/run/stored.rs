@@ -1,66 +1,15 @@
-//! A server, a repository that knows it, and `walden run` between them; and what the repository holds, compared byte for
-//! byte with the server's own `pg_wal`. Does not own the promises: those are the tests in `run.rs`.
+//! What the repository of a [`Site`] holds of a timeline, compared byte for byte with the server's own `pg_wal`. Does not own the
+//! promises: those are the tests beside it.
 
-use crate::support::object_store::Bucket;
-use crate::support::postgres::Server;
-use crate::support::process::Running;
-use crate::support::wait_until;
-use crate::support::walden::Walden;
+use crate::site::{Site, wait};
 use repository::catalog::{Catalog, GapRange, TailChunk};
-use repository::cluster::{ClusterDocument, RepositoryDocument};
 use repository::descriptor::WalDescriptor;
-use repository::identity::{ExposeSecret, Identities, SecretReference, generate_identity};
-use repository::key::{ClusterId, ObjectKey};
-use repository::sealed::OpenPolicy;
+use repository::key::ObjectKey;
 use repository::wal::ChainLink;
-use repository::{Repository, Store, StoreOptions};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
-use wal_format::{Lsn, SegmentName, SegmentSize, TimelineId};
-
-pub(super) const DEADLINE: Duration = Duration::from_secs(60);
-pub(super) const FIRST: TimelineId = TimelineId::FIRST;
-
-/// Where a repository is to be.
-pub(super) enum Place<'a> {
-    /// In a folder beside the server's data directory.
-    Folder,
-    /// In a bucket, which `walden` reaches at this endpoint.
-    Bucket(&'a Bucket, String),
-}
-
-/// How a [`Site`] is to be.
-pub(super) struct Plan<'a> {
-    pub(super) place: Place<'a>,
-    pub(super) encrypted: bool,
-    pub(super) rpo: &'a str,
-    /// What the repository believes; the server's own unless said.
-    pub(super) system_identifier: Option<u64>,
-}
-
-impl Default for Plan<'_> {
-    fn default() -> Self {
-        Self {
-            place: Place::Folder,
-            encrypted: false,
-            rpo: "200ms",
-            system_identifier: None,
-        }
-    }
-}
-
-/// A repository that knows a server, and a configuration for both.
-pub(super) struct Site {
-    pub(super) repository: Repository,
-    pub(super) walden: Walden,
-    /// The repository's folder, if it is in one.
-    pub(super) root: PathBuf,
-    pub(super) size: SegmentSize,
-    cluster: ClusterId,
-    open: OpenPolicy,
-}
+use wal_format::{Lsn, SegmentName, TimelineId};
 
 /// What of a timeline is stored and was found equal to the server's.
 #[derive(Debug)]
@@ -73,107 +22,14 @@ pub(super) struct Compared {
 }
 
 impl Site {
-    pub(super) fn new(server: &Server, plan: Plan<'_>) -> Self {
-        let folder = server.scratch().join("walden");
-        let root = folder.join("repository");
-        fs::create_dir_all(&root).expect("make the repository's folder");
-        let mut open = OpenPolicy::default();
-        let mut encryption = "encryption = \"none\"".to_owned();
-        if plan.encrypted {
-            let identity = generate_identity(jiff::Timestamp::UNIX_EPOCH);
-            let file = folder.join("identity");
-            fs::write(&file, identity.file.expose_secret()).expect("write the identity");
-            let reference = SecretReference::File(file.display().to_string());
-            open.identities = wait(Identities::load(&[reference])).expect("load the identity");
-            encryption = format!(
-                "[encryption]\nrecipients = [\"{}\"]\nidentity = \"file:{}\"",
-                identity.recipient,
-                file.display()
-            );
-        }
-        let mut walden = Walden::in_directory(&folder);
-        let (url, options) = match &plan.place {
-            Place::Folder => (
-                format!("file://{}", root.display()),
-                StoreOptions::default(),
-            ),
-            Place::Bucket(bucket, endpoint) => {
-                walden = walden.envs(bucket.environment());
-                walden = walden.env("AWS_ENDPOINT_URL", endpoint);
-                (bucket.url("site"), options_for(bucket))
-            }
-        };
-        let (conninfo, rpo) = (server.conninfo(), plan.rpo);
-        let text = format!(
-            "{encryption}\n[postgres]\nconninfo = \"{conninfo}\"\n[archive]\nrpo = \"{rpo}\"\n[[repository]]\nurl = '{url}'\n"
-        );
-        fs::write(folder.join("walden.toml"), text).expect("write the configuration");
-
-        let store = Store::open(&url, options).expect("open the store");
-        let repository = Repository::new("primary", store);
-        let number = |field| -> u64 { server.control_data(field).parse().expect("a number") };
-        let segment = u32::try_from(number("Bytes per WAL segment")).expect("a segment's size");
-        let identifier = plan.system_identifier;
-        let cluster = ClusterDocument {
-            format: 1,
-            requires: Vec::new(),
-            system_identifier: identifier.unwrap_or_else(|| number("Database system identifier")),
-            incarnation: 0,
-            parent: None,
-            pg_version: u16::try_from(server.major()).expect("a small number"),
-            block_size: 8192,
-            wal_segment_size: segment,
-            created: jiff::Timestamp::UNIX_EPOCH,
-        };
-        let identity = RepositoryDocument {
-            format: 1,
-            requires: Vec::new(),
-            repository_id: "0".repeat(32),
-            created: jiff::Timestamp::UNIX_EPOCH,
-        };
-        wait(async {
-            let put = repository.put_json(&ObjectKey::Repository, &identity).await;
-            put.expect("store walden.json");
-            let key = ObjectKey::Cluster(cluster.id());
-            let put = repository.put_json(&key, &cluster).await;
-            put.expect("store cluster.json");
-        });
-        Self {
-            repository,
-            walden,
-            root,
-            size: SegmentSize::new(segment).expect("a segment's size"),
-            cluster: cluster.id(),
-            open,
-        }
-    }
-
-    /// `walden run`, once the server streams to it.
-    #[track_caller]
-    pub(super) fn archive(&self, server: &Server) -> Running {
-        let mut run = self.walden.start(["run"]);
-        wait_until("walden run receives", DEADLINE, || {
-            let (_, log) = run.printed();
-            assert!(run.is_running(), "walden run ended:\n{log}");
-            let sender = "select state from pg_stat_replication where application_name = 'walden'";
-            let streams = matches!(server.psql(sender).as_str(), "streaming" | "catchup");
-            (streams && log.contains("receiving WAL")).then_some(())
-        });
-        run
-    }
-
-    pub(super) fn catalog(&self) -> Catalog {
-        wait(self.repository.list(self.cluster)).expect("list")
-    }
-
     fn segment_key(&self, name: SegmentName) -> ObjectKey {
-        let cluster = self.cluster;
+        let cluster = self.cluster();
         ObjectKey::Segment { cluster, name }
     }
 
     fn tail_key(&self, name: SegmentName, chunk: &TailChunk) -> ObjectKey {
         ObjectKey::Tail {
-            cluster: self.cluster,
+            cluster: self.cluster(),
             name,
             from: chunk.from,
             to: chunk.to,
@@ -283,29 +139,6 @@ impl Site {
         }
     }
 
-    /// Writes what is stored of a timeline as files that PostgreSQL can read: the last one is filled up with zeros.
-    pub(super) fn export(&self, timeline: TimelineId, folder: &Path) {
-        fs::create_dir_all(folder).expect("make a folder");
-        let catalog = self.catalog();
-        let objects = &catalog.timelines[&timeline];
-        for name in objects.segments.keys() {
-            let plain = self.plain(&self.segment_key(*name));
-            fs::write(folder.join(name.to_string()), plain).expect("write a segment");
-        }
-        let Some((name, chunks)) = objects.tails.last_key_value() else {
-            return;
-        };
-        if objects.segments.contains_key(name) {
-            return;
-        }
-        let mut bytes = vec![0; self.size.bytes() as usize];
-        for chunk in chunks {
-            let plain = self.plain(&self.tail_key(*name, chunk));
-            bytes[chunk.from as usize..chunk.to as usize].copy_from_slice(&plain);
-        }
-        fs::write(folder.join(name.to_string()), bytes).expect("write a segment");
-    }
-
     /// The bytes of the only `.partial` of a timeline, and which segment it is of.
     #[track_caller]
     pub(super) fn partial(&self, timeline: TimelineId) -> (SegmentName, Vec<u8>) {
@@ -314,7 +147,7 @@ impl Site {
         assert_eq!(partials.len(), 1, "{partials:?}");
         let partial = partials.first().expect("one");
         let key = ObjectKey::Partial {
-            cluster: self.cluster,
+            cluster: self.cluster(),
             name: partial.name,
             tag: partial.tag,
         };
@@ -367,25 +200,4 @@ impl Site {
         }
         folders
     }
-}
-
-fn options_for(bucket: &Bucket) -> StoreOptions {
-    let environment: BTreeMap<String, String> = bucket.environment().into_iter().collect();
-    let value = |name: &str| environment.get(name).cloned();
-    StoreOptions {
-        endpoint: value("AWS_ENDPOINT_URL"),
-        region: value("AWS_REGION"),
-        access_key_id: value("AWS_ACCESS_KEY_ID"),
-        secret_access_key: value("AWS_SECRET_ACCESS_KEY"),
-        allow_http: Some(true),
-        ..StoreOptions::default()
-    }
-}
-
-pub(super) fn wait<T>(future: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .enable_all()
-        .build();
-    runtime.expect("start a runtime").block_on(future)
 }
