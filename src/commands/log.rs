@@ -30,7 +30,7 @@ const USUAL_WINDOW: Duration = Duration::from_secs(20 * 60);
 /// Most transactions that one answer can show.
 const MAX_LAST: u64 = 10_000;
 
-/// Show transactions, newest first, and how to go back to before each
+/// Show what happened: transactions in WAL, and how to go back to before each
 ///
 /// For each transaction it says what was done to which relation and the target that restores to just before it, with
 /// the number of later transactions that would be lost.
