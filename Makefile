@@ -13,7 +13,7 @@ export WALDEN_TEST_WEED := $(CACHE)/bin/weed
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{ printf "  make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: ## Fetch PostgreSQL 14-18, SeaweedFS, age and lz4 for the tests
+setup: ## Fetch PostgreSQL 14-18, SeaweedFS, age, lz4 and Chromium for the tests
 	scripts/setup test
 
 demo: ## Lose a table, get it back: a throwaway cluster under the checkout, under a minute
@@ -35,6 +35,6 @@ lint: ## Formatting, clippy and documentation, warnings are errors
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --document-private-items
 
 bench: ## Short benchmarks, as figures and as ratios to the bare libraries
-	scripts/setup demo
+	scripts/setup test
 	scripts/sample-wal
-	WALDEN_CACHE_DIR=$(CACHE) $(CARGO) bench --workspace --bench seal --bench wal_scan
+	WALDEN_CACHE_DIR=$(CACHE) $(CARGO) bench --workspace --bench seal --bench wal_scan --bench window

@@ -9,15 +9,21 @@ use archiver::replication::{
     Connection, ConnectionInfo, Deadlines, Mode, SlotStatus, SystemIdentity, WalStatus,
 };
 use archiver::upload::error_text;
+use futures_util::StreamExt;
 use jiff::Timestamp;
+use pitr::survey::{Effort, Survey};
+use pitr::window::Moment;
 use repository::Repository;
+use repository::catalog::Catalog;
 use repository::cluster::ClusterDocument;
-use repository::key::ObjectKey;
+use repository::key::{ClusterId, ObjectKey};
+use repository::sealed::OpenPolicy;
+use repository::wal::utc;
 use serde::Serialize;
-use wal_format::{Lsn, SegmentSize, TimelineId};
+use wal_format::{Lsn, SegmentName, SegmentSize, TimelineId};
 
 use crate::exit_code::ExitCode;
-use crate::gaps::{Gap, open_gaps};
+use crate::windows::{Gap, gaps_of};
 
 /// How long one answer of the server may take: a person waits.
 const PATIENCE: Deadlines = Deadlines {
@@ -25,6 +31,10 @@ const PATIENCE: Deadlines = Deadlines {
     reply: Duration::from_secs(15),
     ..Deadlines::DEFAULT
 };
+/// Most segments, from the newest, whose descriptors are read for WAL that is not valid.
+const MAX_DESCRIPTORS: usize = 512;
+/// Descriptors asked for at the same time.
+const DESCRIPTORS_IN_FLIGHT: usize = 32;
 /// A server whose WAL is stored this far behind is worth a word.
 const MAX_LAG_SEGMENTS: u64 = 16;
 
@@ -70,14 +80,18 @@ pub(crate) struct StoredState {
     pub(crate) newest_transaction: Option<Timestamp>,
     /// Open gaps.
     pub(crate) gaps: Vec<Gap>,
+    /// The oldest and the newest moment that can be recovered to.
+    pub(crate) reachable: Option<(Moment, Moment)>,
     /// Newest backup and when it ended.
     pub(crate) last_backup: Option<(String, Timestamp)>,
+    /// WAL behind the newest backup that was stored although it is not valid: segment, and from where on.
+    pub(crate) invalid: Vec<(SegmentName, Lsn)>,
 }
 
 /// Something that is wrong, and with which side.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Problem {
-    /// `server`, `archiver` (walden run or the hook), `repository`, `gap`, `backup`.
+    /// `server`, `archiver` (walden run or the hook), `repository`, `gap`, `wal`, `backup`.
     pub(crate) side: &'static str,
     /// What.
     pub(crate) what: String,
@@ -160,63 +174,34 @@ pub(crate) async fn ask_server(info: &ConnectionInfo, slot: &str) -> archiver::R
 pub(crate) async fn ask_repository(
     repository: &Repository,
     cluster: &ClusterDocument,
-) -> repository::Result<StoredState> {
+) -> anyhow::Result<StoredState> {
     let size = cluster.segment_size()?;
-    let catalog = repository.list(cluster.id()).await?;
+    // No key: what is asked for here, objects say of themselves.
+    let policy = OpenPolicy::default();
+    let survey = Survey::gather(repository, cluster, &policy, Effort::ENDS).await?;
+    let catalog = &survey.catalog;
     let ends: Vec<(TimelineId, Lsn)> = catalog
         .timelines
         .keys()
         .filter_map(|timeline| Some((*timeline, catalog.wal_end(*timeline, size)?)))
         .collect();
-    let mut newest_transaction = None;
-    if let Some((_, objects)) = catalog.timelines.iter().next_back() {
-        // The newest tail chunks, else the newest segment.
-        let tails = objects.tails.iter().next_back().into_iter();
-        let tails = tails.flat_map(|(name, chunks)| chunks.iter().map(|chunk| (*name, *chunk)));
-        let mut keys: Vec<ObjectKey> = tails
-            .map(|(name, chunk)| ObjectKey::Tail {
-                cluster: cluster.id(),
-                name,
-                from: chunk.from,
-                to: chunk.to,
-                writer: chunk.writer,
-            })
-            .collect();
-        keys.extend(
-            objects
-                .segments
-                .keys()
-                .next_back()
-                .map(|name| ObjectKey::Segment {
-                    cluster: cluster.id(),
-                    name: *name,
-                }),
-        );
-        for key in keys {
-            match repository.fetch_descriptor(&key).await {
-                Ok(described) => {
-                    newest_transaction =
-                        newest_transaction.max(described.wal.and_then(|wal| wal.time_max));
-                }
-                // A tail chunk may be tidied away meanwhile.
-                Err(error) if error.class() == repository::ErrorClass::NotFound => {}
-                Err(error) => return Err(error),
-            }
-        }
-    }
-    let last_backup = match catalog.complete_backups().next_back() {
-        None => None,
-        Some(label) => {
-            let backup = repository.fetch_backup(cluster.id(), label).await?;
-            Some((backup.label, backup.stopped))
-        }
-    };
+    let windows = &survey.windows;
+    let newest_timeline = windows.timelines.last();
+    let oldest = windows.promise.as_ref().map(|promise| promise.moment);
+    let newest = windows.newest().map(|(_, reach)| reach.to());
+    let last_backup = survey.descriptors.values().next_back();
+    let needed_from = last_backup.map_or(Lsn::INVALID, |backup| backup.start_lsn);
+    let invalid = find_invalid(repository, cluster.id(), size, catalog, needed_from).await?;
     Ok(StoredState {
         size,
         ends,
-        newest_transaction,
-        gaps: open_gaps(&catalog, size),
-        last_backup,
+        newest_transaction: newest_timeline
+            .and_then(|timeline| timeline.newest_transaction)
+            .and_then(utc),
+        gaps: gaps_of(windows),
+        reachable: oldest.zip(newest),
+        last_backup: last_backup.map(|backup| (backup.label.clone(), backup.stopped)),
+        invalid,
     })
 }
 
@@ -226,6 +211,47 @@ impl StoredState {
         let before = self.ends.iter().rev().find(|(known, _)| *known <= timeline);
         before.map(|(_, end)| *end)
     }
+}
+
+/// The newest segments, back to the one that holds `from`, that say that WAL in them is not valid.
+async fn find_invalid(
+    repository: &Repository,
+    cluster: ClusterId,
+    size: SegmentSize,
+    catalog: &Catalog,
+    from: Lsn,
+) -> repository::Result<Vec<(SegmentName, Lsn)>> {
+    let newest = catalog.timelines.values().next_back();
+    let names = newest
+        .into_iter()
+        .flat_map(|objects| objects.segments.keys().rev());
+    let first = size.segment(from);
+    let names = names.take_while(|name| name.number(size).is_some_and(|number| number >= first));
+    let asked: Vec<SegmentName> = names.take(MAX_DESCRIPTORS).copied().collect();
+    let mut described = futures_util::stream::iter(asked.into_iter().map(|name| async move {
+        let key = ObjectKey::Segment { cluster, name };
+        let described = repository.fetch_descriptor(&key).await;
+        (name, described)
+    }))
+    .buffered(DESCRIPTORS_IN_FLIGHT);
+    let mut invalid = Vec::new();
+    while let Some((name, described)) = described.next().await {
+        match described {
+            Ok(described) => {
+                let at = described.wal.and_then(|wal| wal.invalid_at);
+                invalid.extend(at.map(|at| (name, at)));
+            }
+            // What is damaged or gone is for `verify` to say.
+            Err(error)
+                if matches!(
+                    error.class(),
+                    repository::ErrorClass::NotFound | repository::ErrorClass::Corrupt
+                ) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    invalid.reverse();
+    Ok(invalid)
 }
 
 /// Bytes of the server's WAL that are not stored.
@@ -284,6 +310,15 @@ pub(crate) fn judge(
                     "gap",
                     ExitCode::Integrity,
                     format!("{gap}; restores cannot cross it"),
+                );
+            }
+            for (name, at) in &stored.invalid {
+                add(
+                    "wal",
+                    ExitCode::Integrity,
+                    format!(
+                        "the server's WAL is not valid from {at} on (segment {name}): recovery ends there; take a new base backup"
+                    ),
                 );
             }
             if stored.last_backup.is_none() {
@@ -418,7 +453,9 @@ mod tests {
             ends: vec![(TimelineId::FIRST, Lsn::new(end))],
             newest_transaction: Timestamp::from_second(990).ok(),
             gaps: Vec::new(),
+            reachable: None,
             last_backup: Some(("x".into(), Timestamp::UNIX_EPOCH)),
+            invalid: Vec::new(),
         }
     }
 
@@ -472,10 +509,17 @@ mod tests {
             timeline: 1,
             from: "0/1".into(),
             to: "0/2".into(),
+            first_missing: "x".into(),
+            segments: 1,
             recorded: true,
+            text: "x".into(),
         }];
         let problems = judge(Ok(&server(5 << 20)), Ok(&bare), 7, "walden");
         assert_eq!(problems.len(), 2);
+        let mut invalid = stored(5 << 20);
+        let name = "000000010000000000000004".parse().unwrap();
+        invalid.invalid = vec![(name, Lsn::new(0x40_1000))];
+        assert_eq!(sides(Ok(&server(5 << 20)), Ok(&invalid)), [("wal", 5)]);
         assert_eq!(exit_code(&problems), ExitCode::Integrity);
         assert_eq!(exit_code(&problems[1..]), ExitCode::Warnings);
         assert_eq!(exit_code(&[]), ExitCode::Done);

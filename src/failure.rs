@@ -304,7 +304,7 @@ mod tests {
             ExitCode::Locked,
         );
 
-        let window = pitr::window::Window::default();
+        let window = Box::<pitr::window::Window>::default();
         check(
             pitr::Error::Unreachable {
                 what: "x".into(),

@@ -6,7 +6,6 @@ mod commands;
 mod config;
 mod exit_code;
 mod failure;
-mod gaps;
 mod hook;
 mod logging;
 mod memory;
@@ -22,6 +21,7 @@ mod setup;
 mod shutdown;
 mod units;
 mod usage;
+mod window_page;
 mod windows;
 
 use std::ffi::OsString;
@@ -75,11 +75,13 @@ async fn dispatch(command: Command, globals: &Globals) -> Result<ExitCode> {
         Command::Config(args) => commands::config::run(args, globals).await,
         Command::List(args) => commands::list::run(args, globals).await,
         Command::Log(args) => commands::log::run(*args, globals).await,
+        Command::Window(args) => commands::window::run(args, globals).await,
         Command::Status(args) => commands::status::run(args, globals).await,
         Command::ArchivePush(args) => commands::archive_push::run(args, globals).await,
         Command::Run(args) => commands::run::run(args, globals).await,
         Command::ArchiveGet(args) => commands::archive_get::run(args, globals).await,
         Command::Backup(args) => commands::backup::run(args, globals).await,
+        Command::Verify(args) => commands::verify::run(*args, globals).await,
         Command::Restore(args) => commands::restore::run(*args, globals).await,
         #[cfg(test)]
         Command::Panic(args) => panic!("on purpose, password=hunter2 {args:?}"),

@@ -1,31 +1,24 @@
-//! How far each backup reaches: the WAL that follows it without interruption, and the newest transaction in it.
-//!
-//! Works on names and descriptors, without a key. History files are sealed: where they cannot be opened, a window ends with the
-//! backup's own timeline. Does not prove the chain (`pitr`'s plan does): it says what there is.
+//! The answer of `pitr` about reachable moments as documents: what `window`, `list` and `status` print under `--json`, and the short
+//! texts that they share. Computes nothing.
 
-use std::collections::BTreeMap;
+use std::fmt;
 
 use anyhow::Result;
 use jiff::Timestamp;
-use pitr::plan::{BackupFacts, Piece, PieceSource, WalPath, plan_pieces};
+use pitr::survey::{Effort, Survey};
+use pitr::window::{
+    BackupWindow, Commit, End, Hole, Moment, PromiseReason, Reach, TimelineNode, Windows,
+};
 use repository::Repository;
-use repository::backup::BackupDescriptor;
-use repository::catalog::Catalog;
 use repository::cluster::ClusterDocument;
-use repository::key::{ClusterId, ObjectKey};
 use repository::sealed::OpenPolicy;
-use repository::wal::lineage;
+use repository::wal::utc;
 use serde::Serialize;
-use wal_format::{Lsn, SegmentSize, TimelineHistory, TimelineId};
 
+use crate::config::Config;
 use crate::report::time;
 
-/// Most segments that are looked at, from the end, for the newest transaction.
-const MAX_LOOK_BACK: usize = 64;
-/// Largest history file.
-const MAX_HISTORY_BYTES: usize = 1 << 20;
-
-/// What can be recovered from one backup.
+/// What can be recovered from one backup, along the newest timeline: a line of `list`.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Window {
     /// When the backup ended.
@@ -43,6 +36,21 @@ pub(crate) struct Window {
 }
 
 impl Window {
+    /// `None`: nothing can be recovered from it.
+    pub(crate) fn of(backup: &BackupWindow) -> Option<Self> {
+        let reach = backup.reaches.first()?;
+        let (from, to) = (backup.from(), reach.to());
+        let stopped = from.time.and_then(utc).unwrap_or_default();
+        Some(Self {
+            from_time: stopped,
+            from_lsn: from.lsn.to_string(),
+            to_time: to.time.and_then(utc).filter(|time| *time >= stopped),
+            to_lsn: to.lsn.to_string(),
+            timeline: to.timeline.get(),
+            ends_at_gap: gap_text(&reach.ends),
+        })
+    }
+
     /// For people, in one line.
     pub(crate) fn to_text(&self) -> String {
         let newest = match self.to_time {
@@ -63,184 +71,289 @@ impl Window {
     }
 }
 
-/// What has been read of a cluster so far.
-pub(crate) struct Survey<'a> {
-    repository: &'a Repository,
-    cluster: ClusterId,
-    size: SegmentSize,
-    catalog: &'a Catalog,
-    histories: BTreeMap<TimelineId, Vec<u8>>,
-    /// Time of the newest transaction before the end of a timeline's WAL.
-    newest: BTreeMap<(TimelineId, Lsn), Option<Timestamp>>,
+/// WAL that is not stored although later WAL is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Gap {
+    /// On which timeline.
+    pub(crate) timeline: u32,
+    /// First missing byte.
+    pub(crate) from: String,
+    /// First byte behind it.
+    pub(crate) to: String,
+    /// The first segment that is missing.
+    pub(crate) first_missing: String,
+    /// How many are.
+    pub(crate) segments: u64,
+    /// The server no longer had it: `walden run` recorded that. Else it may still come.
+    pub(crate) recorded: bool,
+    #[serde(skip)]
+    pub(crate) text: String,
 }
 
-impl<'a> Survey<'a> {
-    /// Reads the history files that `policy` opens.
+impl From<&Hole> for Gap {
+    fn from(hole: &Hole) -> Self {
+        Self {
+            timeline: hole.timeline.get(),
+            from: hole.from.to_string(),
+            to: hole.to.to_string(),
+            first_missing: hole.first_missing.to_string(),
+            segments: hole.segments,
+            recorded: hole.recorded,
+            text: hole.to_string(),
+        }
+    }
+}
+
+impl fmt::Display for Gap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// The open gaps.
+pub(crate) fn gaps_of(windows: &Windows) -> Vec<Gap> {
+    windows.holes.iter().map(Gap::from).collect()
+}
+
+/// A position that can be recovered to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Point {
+    /// The time that belongs to it; `None`: not known.
+    pub(crate) time: Option<Timestamp>,
+    pub(crate) lsn: String,
+    pub(crate) timeline: u32,
+}
+
+impl From<Moment> for Point {
+    fn from(moment: Moment) -> Self {
+        Self {
+            time: moment.time.and_then(utc),
+            lsn: moment.lsn.to_string(),
+            timeline: moment.timeline.get(),
+        }
+    }
+}
+
+impl fmt::Display for Point {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(moment) = self.time {
+            write!(f, "{} ", time(moment))?;
+        }
+        write!(f, "(LSN {}, timeline {})", self.lsn, self.timeline)
+    }
+}
+
+/// A commit that can be reached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct CommitPoint {
+    pub(crate) time: Option<Timestamp>,
+    pub(crate) xid: u32,
+    /// Start of its record: what `--to-lsn` takes.
+    pub(crate) lsn: String,
+    /// End of its record.
+    pub(crate) end_lsn: String,
+}
+
+impl From<Commit> for CommitPoint {
+    fn from(commit: Commit) -> Self {
+        Self {
+            time: utc(commit.time),
+            xid: commit.xid,
+            lsn: commit.lsn.to_string(),
+            end_lsn: commit.end.to_string(),
+        }
+    }
+}
+
+/// Everything that one repository says of a cluster's reachable moments.
+#[derive(Debug, Serialize)]
+pub(crate) struct RepositoryWindows {
+    /// Its name in the configuration.
+    pub(crate) name: String,
+    pub(crate) url: String,
+    pub(crate) cluster: String,
+    /// The oldest moment that stays reachable.
+    pub(crate) oldest_promised: Option<Promised>,
+    /// The furthest end.
+    pub(crate) newest: Option<Point>,
+    /// The last commit before it; `None`: there is none after the backup, or no key opens the WAL.
+    pub(crate) last_commit: Option<CommitPoint>,
+    pub(crate) backups: Vec<BackupRange>,
+    pub(crate) gaps: Vec<Gap>,
+    pub(crate) timelines: Vec<TimelineBranch>,
+    /// Last commits and, where there are several, timelines are not known: no key opens them.
+    pub(crate) lacks_key: bool,
+    /// What could not be read although it is listed.
+    pub(crate) problems: Vec<String>,
+}
+
+/// The oldest moment that retention still promises.
+#[derive(Debug, Serialize)]
+pub(crate) struct Promised {
+    #[serde(flatten)]
+    pub(crate) moment: Point,
+    pub(crate) backup: String,
+    /// `oldest-backup`: no retention is configured.
+    pub(crate) reason: &'static str,
+}
+
+/// What a backup opens.
+#[derive(Debug, Serialize)]
+pub(crate) struct BackupRange {
+    pub(crate) label: String,
+    pub(crate) from: Point,
+    /// One for each timeline that can be followed, the newest first.
+    pub(crate) ranges: Vec<Range>,
+    /// Why there is none.
+    pub(crate) unusable: Option<String>,
+}
+
+/// How far replay goes along one timeline.
+#[derive(Debug, Serialize)]
+pub(crate) struct Range {
+    /// For `--timeline`.
+    pub(crate) timeline: u32,
+    pub(crate) to: Point,
+    pub(crate) last_commit: Option<CommitPoint>,
+    /// `stored`, `missing`, `invalid`, `broken`.
+    pub(crate) ends: &'static str,
+    /// The gap in words.
+    pub(crate) gap: Option<String>,
+    /// The first segment that is missing.
+    pub(crate) first_missing: Option<String>,
+    /// How many are.
+    pub(crate) missing_segments: Option<u64>,
+    /// Every segment's description was read and held against its neighbours'.
+    pub(crate) proven: bool,
+}
+
+/// A timeline in the tree.
+#[derive(Debug, Serialize)]
+pub(crate) struct TimelineBranch {
+    pub(crate) timeline: u32,
+    /// `None`: the first one, or `known` is false.
+    pub(crate) parent: Option<u32>,
+    pub(crate) switch_lsn: Option<String>,
+    /// The server's words.
+    pub(crate) reason: String,
+    /// Whether its past could be read.
+    pub(crate) known: bool,
+    /// Its history file is missing: nothing on it can be recovered.
+    pub(crate) lacks_history: bool,
+    pub(crate) stored_from: Option<String>,
+    pub(crate) stored_to: Option<String>,
+}
+
+impl RepositoryWindows {
+    /// Reads a repository.
     ///
     /// # Errors
-    /// As the store's; a history file that is damaged.
-    pub(crate) async fn new(
-        repository: &'a Repository,
+    /// As [`Survey::gather`].
+    pub(crate) async fn gather(
+        repository: &Repository,
         cluster: &ClusterDocument,
-        catalog: &'a Catalog,
         policy: &OpenPolicy,
     ) -> Result<Self> {
+        let survey = Survey::gather(repository, cluster, policy, Effort::WHOLE).await?;
+        let windows = &survey.windows;
+        let newest = windows.newest();
         Ok(Self {
-            histories: fetch_histories(policy, repository, cluster, catalog).await?,
-            newest: BTreeMap::new(),
-            size: cluster.segment_size()?,
-            cluster: cluster.id(),
-            catalog,
-            repository,
+            name: repository.name().to_owned(),
+            url: repository.url().to_owned(),
+            cluster: cluster.id().to_string(),
+            oldest_promised: windows.promise.as_ref().map(|promise| Promised {
+                moment: promise.moment.into(),
+                backup: promise.backup.to_string(),
+                reason: match promise.reason {
+                    PromiseReason::OldestBackup => "oldest-backup",
+                },
+            }),
+            newest: newest.map(|(_, reach)| reach.to().into()),
+            last_commit: newest.and_then(|(_, reach)| reach.last_commit.map(CommitPoint::from)),
+            backups: windows.backups.iter().map(BackupRange::from).collect(),
+            gaps: gaps_of(windows),
+            timelines: windows.timelines.iter().map(TimelineBranch::from).collect(),
+            lacks_key: survey.lacks_key,
+            problems: survey.problems,
         })
     }
 
-    /// What a backup can be recovered to; `None` if the WAL that makes it consistent is not stored.
-    ///
-    /// # Errors
-    /// As the store's; a backup descriptor or history file that contradicts itself.
-    pub(crate) async fn window(&mut self, backup: &BackupDescriptor) -> Result<Option<Window>> {
-        let facts = BackupFacts::from_descriptor(backup)?;
-        let path = self.path_of(&facts)?;
-        let found = plan_pieces(self.catalog, &path, facts.start_lsn);
-        let Some(last) = found.pieces.last() else {
-            return Ok(None);
+    /// Whether a moment between the oldest and the newest cannot be reached, or something could not be read.
+    pub(crate) fn has_gaps(&self) -> bool {
+        let ends_at_gap = |backup: &BackupRange| {
+            backup.unusable.is_some() || backup.ranges.iter().any(|range| range.gap.is_some())
         };
-        let end = match &last.source {
-            PieceSource::Sealed => last.start.saturating_add(u64::from(self.size.bytes())),
-            PieceSource::Open { tail, partials } => {
-                let reach = tail.iter().map(|chunk| chunk.to).max().unwrap_or(0);
-                let mut end = last.start.saturating_add(u64::from(reach));
-                for partial in partials {
-                    let key = ObjectKey::Partial {
-                        cluster: self.cluster,
-                        name: partial.name,
-                        tag: partial.tag,
-                    };
-                    let described = self.repository.fetch_descriptor(&key).await?;
-                    end = end.max(described.wal.unwrap_or_default().end_lsn);
-                }
-                end
-            }
-        };
-        if end < facts.stop_lsn {
-            return Ok(None);
-        }
-        let timeline = last.name.timeline;
-        let to_time = match self.newest.get(&(timeline, end)) {
-            Some(known) => *known,
-            None => {
-                let newest = self.newest_transaction(&found.pieces).await?;
-                self.newest.insert((timeline, end), newest);
-                newest
-            }
-        };
-        Ok(Some(Window {
-            from_time: backup.stopped,
-            from_lsn: facts.stop_lsn.to_string(),
-            to_time: to_time.filter(|time| *time >= backup.stopped),
-            to_lsn: end.to_string(),
-            timeline: timeline.get(),
-            ends_at_gap: found
-                .hole
-                .map(|(object, reason)| format!("{object}: {reason}")),
-        }))
-    }
-
-    /// The way to the newest timeline that descends from the backup; its own timeline alone where histories cannot be read.
-    fn path_of(&self, backup: &BackupFacts) -> Result<WalPath> {
-        for (timeline, bytes) in self.histories.iter().rev() {
-            let history = TimelineHistory::parse(*timeline, bytes)?;
-            let mut lineages = BTreeMap::from([(*timeline, lineage(Some(bytes)))]);
-            for entry in history.entries() {
-                let bytes = self.histories.get(&entry.timeline).map(Vec::as_slice);
-                lineages.insert(entry.timeline, lineage(bytes));
-            }
-            let path = WalPath {
-                history,
-                lineages,
-                segment_size: self.size,
-            };
-            if path.holds(backup) {
-                return Ok(path);
-            }
-        }
-        Ok(WalPath {
-            history: TimelineHistory::parse(backup.timeline, b"")?,
-            lineages: BTreeMap::from([(backup.timeline, backup.lineage.clone())]),
-            segment_size: self.size,
-        })
-    }
-
-    /// Looks back from the end until a piece names a transaction.
-    async fn newest_transaction(&self, pieces: &[Piece]) -> Result<Option<Timestamp>> {
-        for piece in pieces.iter().rev().take(MAX_LOOK_BACK) {
-            let cluster = self.cluster;
-            let name = piece.name;
-            let keys: Vec<ObjectKey> = match &piece.source {
-                PieceSource::Sealed => vec![piece.key(cluster)],
-                PieceSource::Open { tail, partials } => {
-                    let chunks = tail.iter().map(|chunk| ObjectKey::Tail {
-                        cluster,
-                        name,
-                        from: chunk.from,
-                        to: chunk.to,
-                        writer: chunk.writer,
-                    });
-                    let partials = partials.iter().map(|partial| ObjectKey::Partial {
-                        cluster,
-                        name,
-                        tag: partial.tag,
-                    });
-                    chunks.chain(partials).collect()
-                }
-            };
-            let mut newest = None;
-            for key in keys {
-                let described = self.repository.fetch_descriptor(&key).await?;
-                newest = newest.max(described.wal.and_then(|wal| wal.time_max));
-            }
-            if newest.is_some() {
-                return Ok(newest);
-            }
-        }
-        Ok(None)
+        !self.gaps.is_empty()
+            || !self.problems.is_empty()
+            || self.timelines.iter().any(|timeline| timeline.lacks_history)
+            || self.backups.iter().any(ends_at_gap)
     }
 }
 
-/// The history files that can be opened; those that cannot are left out, with a word about it.
-async fn fetch_histories(
-    policy: &OpenPolicy,
-    repository: &Repository,
-    cluster: &ClusterDocument,
-    catalog: &Catalog,
-) -> Result<BTreeMap<TimelineId, Vec<u8>>> {
-    let mut histories = BTreeMap::new();
-    let stored = catalog
-        .timelines
-        .iter()
-        .filter(|(_, objects)| objects.history);
-    let stored: Vec<TimelineId> = stored.map(|(timeline, _)| *timeline).collect();
-    if stored.is_empty() {
-        return Ok(histories);
-    }
-    for timeline in stored {
-        let key = ObjectKey::History {
-            cluster: cluster.id(),
-            timeline,
-        };
-        match repository.fetch(&key, policy, MAX_HISTORY_BYTES).await {
-            Ok((_, bytes)) => {
-                histories.insert(timeline, bytes);
-            }
-            Err(error) if error.class() == repository::ErrorClass::Key => {
-                tracing::info!(
-                    timeline = timeline.get(),
-                    "no key for its history: windows end with their own timeline"
-                );
-            }
-            Err(error) => return Err(error.into()),
+impl From<&BackupWindow> for BackupRange {
+    fn from(window: &BackupWindow) -> Self {
+        Self {
+            label: window.backup.label.to_string(),
+            from: window.from().into(),
+            ranges: window.reaches.iter().map(Range::from).collect(),
+            unusable: window.unusable.clone(),
         }
     }
-    Ok(histories)
+}
+
+impl From<&Reach> for Range {
+    fn from(reach: &Reach) -> Self {
+        let missing = match &reach.ends {
+            End::Missing { first, segments } => Some((first.to_string(), *segments)),
+            _ => None,
+        };
+        Self {
+            timeline: reach.timeline.get(),
+            to: reach.to().into(),
+            last_commit: reach.last_commit.map(CommitPoint::from),
+            ends: match &reach.ends {
+                End::Stored => "stored",
+                End::Missing { .. } => "missing",
+                End::Invalid { .. } => "invalid",
+                End::Broken { .. } => "broken",
+            },
+            gap: gap_text(&reach.ends),
+            missing_segments: missing.as_ref().map(|(_, segments)| *segments),
+            first_missing: missing.map(|(first, _)| first),
+            proven: reach.proven,
+        }
+    }
+}
+
+impl From<&TimelineNode> for TimelineBranch {
+    fn from(node: &TimelineNode) -> Self {
+        Self {
+            timeline: node.timeline.get(),
+            parent: node.parent.map(|(parent, _)| parent.get()),
+            switch_lsn: node.parent.map(|(_, at)| at.to_string()),
+            reason: node.reason.clone(),
+            known: node.is_known,
+            lacks_history: node.lacks_history,
+            stored_from: node.stored.map(|(from, _)| from.to_string()),
+            stored_to: node.stored.map(|(_, to)| to.to_string()),
+        }
+    }
+}
+
+fn gap_text(ends: &End) -> Option<String> {
+    ends.is_gap().then(|| ends.to_string())
+}
+
+/// What opens history files and WAL, if the configuration has it: these commands do without, and then say less.
+pub(crate) async fn policy_if_any(config: &Config) -> OpenPolicy {
+    match config.identities().await {
+        Ok(identities) => OpenPolicy {
+            identities,
+            allow_plain: true,
+        },
+        Err(error) => {
+            tracing::info!("without the identity: {error:#}");
+            OpenPolicy::default()
+        }
+    }
 }

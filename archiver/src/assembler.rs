@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 
 use repository::descriptor::WalDescriptor;
-use repository::wal::describe;
+use repository::wal::{describe, describe_segment};
 use wal_format::{
     DecoderConfig, Lsn, Record, RecordKind, SegmentName, SegmentNumber, SegmentScanner,
     SegmentSize, SegmentSummary, Step, TimelineId, Timestamp,
@@ -225,10 +225,7 @@ impl Assembler {
         self.chunk = ChunkFacts::default();
         self.expected.clear();
         let plain = std::mem::replace(&mut self.buffer, next);
-        let mut descriptor = describe(&summary, summary.end_lsn, &self.lineage);
-        if !summary.is_complete() {
-            descriptor.invalid_at = descriptor.invalid_at.or(Some(summary.valid_to));
-        }
+        let descriptor = describe_segment(&summary, &self.lineage);
         Some(AssembledSegment {
             name,
             number,

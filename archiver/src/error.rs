@@ -223,9 +223,12 @@ pub enum Error {
     },
     /// Commits would wait for ever: for somebody who replays WAL, which an archiver does not.
     #[error(
-        "the server's commits wait for this receiver to replay WAL (synchronous_commit = remote_apply), which it never does"
+        "commits of {whose} wait for this receiver to replay WAL (synchronous_commit = remote_apply), which it never does: they would hang"
     )]
-    RemoteApply,
+    RemoteApply {
+        /// Whose: the server's, a role's, a database's.
+        whose: String,
+    },
     /// A server that was restored from a repository: it must not take its source's next timeline.
     #[error("this server was restored from {from}: it must not write into its source's repository")]
     RestoredClone {
@@ -248,7 +251,7 @@ impl Error {
             | Error::UnsupportedServer { .. }
             | Error::InvalidName { .. }
             | Error::UnknownCluster { .. }
-            | Error::RemoteApply => ErrorClass::Config,
+            | Error::RemoteApply { .. } => ErrorClass::Config,
             Error::Connect { .. }
             | Error::UnsuitableServer { .. }
             | Error::Timeout { .. }

@@ -9,6 +9,7 @@ pub mod receive;
 pub mod replication;
 pub mod resume;
 mod server_identity;
+pub mod synchronous;
 pub mod tail;
 pub mod upload;
 

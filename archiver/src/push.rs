@@ -10,13 +10,14 @@ use std::path::{Path, PathBuf};
 use repository::cluster::ClusterDocument;
 use repository::key::{ClusterId, ObjectKey};
 use repository::sealed::{BufferPool, Facts, OpenPolicy, SealPolicy, Sealer};
-use repository::wal::{describe, lineage};
+use repository::wal::{describe, describe_segment, lineage};
 use repository::{ErrorClass, Repository, Stored};
 use wal_format::{
     DecoderConfig, InvalidReason, Lsn, PAGE_BYTES, PageHeader, SegmentName, SegmentScanner,
     SegmentSize, SegmentSummary, Step, TimelineHistory, TimelineId, WalDecoder, WalFileName,
 };
 
+use crate::assembler::InvalidWal;
 use crate::receive::OnInvalid;
 use crate::{Error, Result};
 
@@ -47,7 +48,7 @@ pub struct Pushed {
     /// Bytes stored, header included.
     pub stored_size: u64,
     /// What is not valid in it, and where: stored all the same, and marked.
-    pub invalid: Option<(Lsn, InvalidReason)>,
+    pub invalid: Option<InvalidWal>,
 }
 
 /// What storing a file needs to know beyond the file.
@@ -178,23 +179,21 @@ pub async fn push(file: WalFile, config: &PushConfig<'_>, open: &OpenPolicy) -> 
             let history = find_history(&file, name.timeline, &cluster, config, open).await?;
             let checked = check_segment(name, id, size, &history.parsed, &file.bytes)
                 .map_err(|reason| file.refused(&reason))?;
-            if let Some((at, reason)) = checked
-                .invalid_at
+            let invalid = invalid_in(&checked);
+            if let Some(InvalidWal { at, reason }) = invalid
+                .clone()
                 .filter(|_| config.on_invalid == OnInvalid::Refuse)
             {
-                return Err(Error::InvalidWal {
-                    at,
-                    reason: reason.to_string(),
-                });
+                return Err(Error::InvalidWal { at, reason });
             }
             let facts = Facts {
                 key: ObjectKey::Segment { cluster: id, name },
                 pg_version: version(&checked, &cluster),
-                wal: Some(describe(&checked, checked.end_lsn, &history.lineage)),
+                wal: Some(describe_segment(&checked, &history.lineage)),
             };
             store_history(&history, &cluster, config).await?;
             let mut pushed = store(config, facts, &file.bytes).await?;
-            pushed.invalid = checked.invalid_at;
+            pushed.invalid = invalid;
             Ok(pushed)
         }
         WalFileName::Partial(name) => {
@@ -336,8 +335,8 @@ async fn store_history(
     Ok(())
 }
 
-/// Decodes a whole segment. What comes back may be archived under the segment's name; a record in it may still not be valid
-/// (`invalid_at`), if every page stands where it belongs and the records after it run to the end.
+/// Decodes a whole segment. What comes back may be archived under the segment's name; WAL in it may still not be valid
+/// (`invalid_at`), if the server has gone on behind it: else the file is not finished, or is another one.
 fn check_segment(
     name: SegmentName,
     cluster: ClusterId,
@@ -350,17 +349,24 @@ fn check_segment(
     if summary.is_complete() {
         return Ok(summary);
     }
+    let config = DecoderConfig {
+        major: summary.major,
+        ..config
+    };
+    // The first page says whose file it is and which: what does not fit there is no damage.
+    let is_misplaced = summary.page_timelines.is_empty();
     match (summary.invalid_at, summary.end_of_wal) {
-        (Some((at, reason)), _) if is_of_a_record(reason) => {
-            let config = DecoderConfig {
-                major: summary.major,
-                ..config
-            };
-            check_rest(config, start, history, at, bytes)?;
-            Ok(summary)
+        (Some((at, reason)), _) if is_misplaced => Err(page_misfit(at, reason)),
+        // Recovery goes on in the next segment, whatever follows a switch.
+        (Some((_, InvalidReason::SwitchPadding)), _) => Ok(summary),
+        (Some((at, _)), _) => check_rest(config, start, history, at, bytes).map(|()| summary),
+        (None, Some((at, reason))) => {
+            let last_page = start.saturating_add(bytes.len() as u64 - u64::from(PAGE_BYTES));
+            match at < last_page && is_written_to_the_end(config, start, bytes) {
+                true => Ok(summary),
+                false => Err(format!("not complete: its WAL ends at {at} ({reason})")),
+            }
         }
-        (Some((at, reason)), _) => Err(page_misfit(at, reason)),
-        (None, Some((at, reason))) => Err(format!("not complete: its WAL ends at {at} ({reason})")),
         (None, None) => Err(format!(
             "not complete: its WAL ends at {}",
             summary.valid_to
@@ -368,8 +374,8 @@ fn check_segment(
     }
 }
 
-/// After the record at `invalid`: pages must go on to the segment's end, each in its place. Records are decoded anew from the page
-/// after each one that is not valid, so that a segment switch is recognised.
+/// After what is not valid at `invalid`: pages must go on to the segment's end or to a segment switch. They are decoded anew from the page
+/// behind each place that is not valid, so that a switch is recognised.
 fn check_rest(
     config: DecoderConfig,
     start: Lsn,
@@ -402,16 +408,44 @@ fn check_rest(
         });
         timelines.verdict()?;
         match stop {
-            None => return Ok(()),
-            Some(Ok((at, reason))) if is_of_a_record(reason) => invalid = at.max(from),
-            Some(Ok((at, reason))) => return Err(page_misfit(at, reason)),
+            None | Some(Ok((_, InvalidReason::SwitchPadding))) => return Ok(()),
+            Some(Ok((at, _))) => invalid = at.max(from),
+            Some(Err(_)) if is_written_to_the_end(config, start, bytes) => return Ok(()),
             Some(Err((at, reason))) => {
                 return Err(format!(
-                    "not complete: a record at {invalid} is not valid, and WAL ends at {at} ({reason})"
+                    "not complete: WAL at {invalid} is not valid, and WAL ends at {at} ({reason})"
                 ));
             }
         }
     }
+}
+
+/// Whether the last page of a segment was written where it stands. A server writes pages in order, so it has written those before it too: what
+/// is wrong with one of them is damage, and not the end of WAL.
+fn is_written_to_the_end(config: DecoderConfig, start: Lsn, bytes: &[u8]) -> bool {
+    let from = bytes.len().saturating_sub(PAGE_BYTES as usize);
+    let page = start.saturating_add(from as u64);
+    let Ok(mut decoder) = WalDecoder::new(config, page) else {
+        return false;
+    };
+    let mut fits = false;
+    decoder.push(bytes.get(from..).unwrap_or_default(), |step| {
+        fits |= matches!(step, Step::Page(_));
+    });
+    fits
+}
+
+/// What is not valid in a segment that may be stored all the same.
+fn invalid_in(summary: &SegmentSummary) -> Option<InvalidWal> {
+    let invalid = summary
+        .invalid_at
+        .map(|(at, reason)| (at, reason.to_string()));
+    let end = summary
+        .end_of_wal
+        .map(|(at, reason)| (at, format!("{reason} where WAL goes on behind it")));
+    invalid
+        .or(end)
+        .map(|(at, reason)| InvalidWal { at, reason })
 }
 
 /// The valid beginning of a `.partial`: the server leaves what was in the file before behind it.
@@ -514,21 +548,6 @@ fn whole_segment(
         major: None,
     };
     Ok((config, start))
-}
-
-/// Whether what is not valid is a record, and not the page it stands on.
-fn is_of_a_record(reason: InvalidReason) -> bool {
-    !matches!(
-        reason,
-        InvalidReason::PageMagic { .. }
-            | InvalidReason::PageMajor { .. }
-            | InvalidReason::PageFlags { .. }
-            | InvalidReason::LongHeaderMissing
-            | InvalidReason::SystemIdentifier { .. }
-            | InvalidReason::SegmentSize { .. }
-            | InvalidReason::PageSize { .. }
-            | InvalidReason::PageTimeline
-    )
 }
 
 /// A backup history file names its segment in its first line: `START WAL LOCATION: 0/2000028 (file 000000010000000000000002)`.

@@ -54,7 +54,7 @@ pub enum Error {
         /// Why it cannot be reached.
         reason: String,
         /// What can be reached.
-        window: Window,
+        window: Box<Window>,
     },
     /// An object that the plan needs is missing.
     #[error("{object}: missing: {reason}")]
@@ -63,6 +63,16 @@ pub enum Error {
         object: String,
         /// Why it must exist.
         reason: String,
+    },
+    /// The same on the way to a target, with what can be reached without it.
+    #[error("{object}: missing: {reason}; {window}")]
+    MissingOnTheWay {
+        /// Name of the object.
+        object: String,
+        /// Why it must exist.
+        reason: String,
+        /// What can be reached.
+        window: Box<Window>,
     },
     /// Stored bytes or what they claim of themselves contradict each other.
     #[error("{object}: {reason}")]
@@ -139,7 +149,9 @@ impl Error {
             | Error::NoServerBinaries { .. }
             | Error::RunsAsRoot { .. } => ErrorClass::Config,
             Error::Unreachable { .. } => ErrorClass::NotFound,
-            Error::Missing { .. } | Error::Integrity { .. } => ErrorClass::Corrupt,
+            Error::Missing { .. } | Error::MissingOnTheWay { .. } | Error::Integrity { .. } => {
+                ErrorClass::Corrupt
+            }
             Error::DataDirectory { .. } => ErrorClass::Conflict,
             Error::Server { .. } | Error::Deadline { .. } => ErrorClass::Retry,
             Error::Io { source, .. } => repository::error::class_of_io(source),

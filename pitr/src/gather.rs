@@ -6,8 +6,8 @@ use crate::error::{Error, Result};
 use crate::plan::{BackupFacts, Piece, PieceSource, RecoveryPlan, WalPath, choose_timeline};
 use crate::search::{PieceBytes, PlanRequest, WalSource, plan_recovery};
 use crate::segment_source::SegmentSource;
+use crate::survey::windows_of;
 use crate::target::RecoveryGoal;
-use crate::window::Window;
 use futures_util::StreamExt;
 use repository::Repository;
 use repository::backup::BackupDescriptor;
@@ -53,7 +53,7 @@ impl PlanMaterial {
             return Err(Error::Unreachable {
                 what: format!("cluster {cluster}"),
                 reason: "it is not in this repository".into(),
-                window: Window::default(),
+                window: Box::default(),
             });
         };
         let size = document.segment_size()?;
@@ -66,26 +66,13 @@ impl PlanMaterial {
         let catalog = repository.list(cluster).await?;
         let timeline = choose_timeline(&catalog, timeline)?;
         let path = fetch_path(&segments, &catalog, timeline).await?;
-        let labels: Vec<BackupLabel> = catalog.complete_backups().cloned().collect();
-        let mut fetched = futures_util::stream::iter(labels.into_iter().map(|label| async {
-            let descriptor = repository.fetch_backup(cluster, &label).await?;
-            Ok::<_, Error>((label, descriptor))
-        }))
-        .buffered(BACKUPS_IN_FLIGHT);
-        let mut descriptors = BTreeMap::new();
-        let mut backups = Vec::new();
-        let mut major = None;
-        while let Some(found) = fetched.next().await {
-            let (label, descriptor) = found?;
-            backups.push(BackupFacts::from_descriptor(&descriptor)?);
-            major = Some(descriptor.pg_version);
-            descriptors.insert(label, descriptor);
-        }
-        drop(fetched);
+        let (backups, descriptors) = fetch_backups(&segments, &catalog).await?;
+        let major = descriptors.values().next_back();
+        let major = major.and_then(|backup| Major::from_number(u32::from(backup.pg_version)));
         let decoder = DecoderConfig {
             segment_size: size,
             system_identifier: Some(cluster.system_identifier),
-            major: major.and_then(|major| Major::from_number(u32::from(major))),
+            major,
         };
         Ok(Self {
             catalog,
@@ -100,6 +87,14 @@ impl PlanMaterial {
     /// What a decoder of its WAL must know.
     pub fn decoder(&self) -> DecoderConfig {
         self.decoder
+    }
+
+    fn stored_wal(&self) -> StoredWal<'_> {
+        StoredWal {
+            segments: &self.segments,
+            catalog: &self.catalog,
+            lineages: &self.path.lineages,
+        }
     }
 
     /// Makes the plan for a target, from the backup named or the best one.
@@ -119,11 +114,62 @@ impl PlanMaterial {
             backup,
             decoder: self.decoder,
         };
-        plan_recovery(self, request).await
+        match plan_recovery(self, request).await {
+            Err(error @ (Error::Unreachable { .. } | Error::Missing { .. })) => {
+                Err(self.name_nearest(error, goal).await)
+            }
+            plan => plan,
+        }
+    }
+
+    /// A refusal, with the reachable moments around the target. That they cannot be found is no reason for another error.
+    async fn name_nearest(&self, refusal: Error, goal: &RecoveryGoal) -> Error {
+        let found = windows_of(&self.segments, &self.catalog, &self.backups).await;
+        let windows = match found {
+            Ok(windows) => windows,
+            Err(error) => {
+                tracing::debug!("the window could not be read: {error}");
+                return refusal;
+            }
+        };
+        let timeline = self.path.history.timeline();
+        let mut window = windows.on_path(timeline);
+        window.nearest = windows.nearest(goal, timeline);
+        match refusal {
+            Error::Unreachable { what, reason, .. } => Error::Unreachable {
+                what,
+                reason,
+                window: window.into(),
+            },
+            Error::Missing { object, reason } => Error::MissingOnTheWay {
+                object,
+                reason,
+                window: window.into(),
+            },
+            other => other,
+        }
     }
 }
 
 impl WalSource for PlanMaterial {
+    async fn descriptor(&self, piece: &Piece) -> Result<WalDescriptor> {
+        self.stored_wal().descriptor(piece).await
+    }
+
+    async fn bytes(&self, piece: &Piece) -> Result<PieceBytes> {
+        self.stored_wal().bytes(piece).await
+    }
+}
+
+/// The WAL of a listing, for those who know its timelines.
+pub(crate) struct StoredWal<'a> {
+    pub(crate) segments: &'a SegmentSource,
+    pub(crate) catalog: &'a Catalog,
+    /// Of every timeline that is asked for.
+    pub(crate) lineages: &'a BTreeMap<TimelineId, String>,
+}
+
+impl WalSource for StoredWal<'_> {
     async fn descriptor(&self, piece: &Piece) -> Result<WalDescriptor> {
         let key = piece.key(self.segments.cluster);
         let descriptor = self
@@ -140,7 +186,6 @@ impl WalSource for PlanMaterial {
 
     async fn bytes(&self, piece: &Piece) -> Result<PieceBytes> {
         let lineage = self
-            .path
             .lineages
             .get(&piece.name.timeline)
             .map(String::as_str)
@@ -183,6 +228,27 @@ impl WalSource for PlanMaterial {
     }
 }
 
+/// What every backup says of itself.
+pub(crate) async fn fetch_backups(
+    segments: &SegmentSource,
+    catalog: &Catalog,
+) -> Result<(Vec<BackupFacts>, BTreeMap<BackupLabel, BackupDescriptor>)> {
+    let fetches = catalog.complete_backups().map(|label| async {
+        let cluster = segments.cluster;
+        let descriptor = segments.repository.fetch_backup(cluster, label).await?;
+        Ok::<_, Error>((label.clone(), descriptor))
+    });
+    let mut fetched = futures_util::stream::iter(fetches).buffered(BACKUPS_IN_FLIGHT);
+    let mut descriptors = BTreeMap::new();
+    let mut backups = Vec::new();
+    while let Some(found) = fetched.next().await {
+        let (label, descriptor) = found?;
+        backups.push(BackupFacts::from_descriptor(&descriptor)?);
+        descriptors.insert(label, descriptor);
+    }
+    Ok((backups, descriptors))
+}
+
 /// A timeline and its ancestors, with the lineage of each from its own stored history file.
 async fn fetch_path(
     segments: &SegmentSource,
@@ -208,14 +274,7 @@ async fn fetch_path(
         }
         match segments.fetch_history(ancestor).await? {
             Some((bytes, own)) => {
-                let before = history.entries().get(..index).unwrap_or_default();
-                let places = |entries: &[HistoryEntry]| -> Vec<_> {
-                    entries
-                        .iter()
-                        .map(|entry| (entry.timeline, entry.switch_point))
-                        .collect()
-                };
-                if places(own.entries()) != places(before) {
+                if !agrees(&own, history.entries().get(..index).unwrap_or_default()) {
                     return Err(Error::Integrity {
                         object: format!("{:08X}.history", timeline.get()),
                         reason: format!(
@@ -238,6 +297,17 @@ async fn fetch_path(
         lineages,
         segment_size: segments.size,
     })
+}
+
+/// Whether an ancestor's own history file tells the past that a descendant's tells of it.
+pub(crate) fn agrees(own: &TimelineHistory, told: &[HistoryEntry]) -> bool {
+    let places = |entries: &[HistoryEntry]| -> Vec<_> {
+        entries
+            .iter()
+            .map(|entry| (entry.timeline, entry.switch_point))
+            .collect()
+    };
+    places(own.entries()) == places(told)
 }
 
 fn missing_history(timeline: TimelineId) -> Error {

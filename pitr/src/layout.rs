@@ -5,7 +5,9 @@
 
 use crate::data_directory::DataDirectory;
 use crate::error::{Error, Result};
-use crate::manifest::{FileFacts, Manifest, PieceSums, crc32c};
+use crate::manifest::{
+    FileFacts, FileLedger, Manifest, PieceSums, crc32c, name_of, wrong_checksum,
+};
 use crate::postgres::Owner;
 use crate::restore::{PG_CONTROL, create_root, own_by};
 use crate::tablespaces::Tablespace;
@@ -100,10 +102,7 @@ pub(crate) struct Layout {
 #[derive(Default)]
 struct Seen {
     folders: BTreeSet<PathBuf>,
-    /// Files whose pieces have not all come.
-    open: BTreeMap<String, PieceSums>,
-    /// Files that are whole and fit the manifest.
-    whole: BTreeSet<String>,
+    files: FileLedger,
     control: Option<Vec<u8>>,
 }
 
@@ -148,16 +147,7 @@ impl Layout {
             self.create_folders(&root, &path, slice.mode)?;
             return Ok(false);
         };
-        let facts = self.facts(&name)?;
-        if facts.size != *size {
-            return Err(integrity(
-                &name,
-                format!(
-                    "has {size} bytes in the backup, {} in the manifest",
-                    facts.size
-                ),
-            ));
-        }
+        let facts = self.manifest.expect(&name, *size)?;
         let bytes = part.get(bytes.clone()).unwrap_or_default();
         if name == PG_CONTROL {
             return self.keep_control(&name, facts, bytes).map(|()| true);
@@ -178,9 +168,9 @@ impl Layout {
 
     /// Checks every file of the manifest that was not seen whole (those of an earlier run), and flushes everything. Says how many files there are.
     pub(crate) fn check_and_flush(&self) -> Result<usize> {
-        let whole = self.seen().whole.clone();
         for (name, facts) in &self.manifest.files {
-            if name != PG_CONTROL && !whole.contains(name) {
+            let is_whole = self.seen().files.is_whole(name);
+            if name != PG_CONTROL && !is_whole {
                 self.check_again(name, *facts)?;
             }
         }
@@ -232,7 +222,7 @@ impl Layout {
                         path,
                         "lies in a tablespace, and came with the data directory".into(),
                     )),
-                    false => Ok((self.data.clone(), path.to_owned())),
+                    false => Ok((self.data.clone(), name_of(archive, path))),
                 }
             }
             Archive::Tablespace(oid) => {
@@ -243,14 +233,9 @@ impl Layout {
                         format!("belongs to tablespace {oid}, which tablespace_map does not name"),
                     )
                 })?;
-                Ok((root, format!("pg_tblspc/{oid}/{path}")))
+                Ok((root, name_of(archive, path)))
             }
         }
-    }
-
-    fn facts(&self, name: &str) -> Result<FileFacts> {
-        let facts = self.manifest.files.get(name).copied();
-        facts.ok_or_else(|| integrity(name, "is in the backup and not in its manifest".into()))
     }
 
     fn keep_control(&self, name: &str, facts: FileFacts, bytes: &[u8]) -> Result<()> {
@@ -270,18 +255,7 @@ impl Layout {
     fn note(&self, name: &str, facts: FileFacts, offset: u64, bytes: &[u8]) -> Result<()> {
         let mut piece = PieceSums::default();
         piece.add(offset, bytes);
-        let mut seen = self.seen();
-        let sums = seen.open.entry(name.to_owned()).or_default();
-        sums.merge(piece);
-        let Some(sum) = sums.whole(facts.size) else {
-            return Ok(());
-        };
-        seen.open.remove(name);
-        if facts.crc32c.is_some_and(|expected| expected != sum) {
-            return Err(wrong_checksum(name));
-        }
-        seen.whole.insert(name.to_owned());
-        Ok(())
+        self.seen().files.note(name, facts, piece)
     }
 
     fn check_again(&self, name: &str, facts: FileFacts) -> Result<()> {
@@ -365,13 +339,6 @@ impl Layout {
         // Every change under the lock is whole, so a panic elsewhere leaves nothing half done.
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn wrong_checksum(name: &str) -> Error {
-    integrity(
-        name,
-        "its bytes do not have the checksum that the manifest lists".into(),
-    )
 }
 
 fn integrity(object: &str, reason: String) -> Error {

@@ -1,4 +1,4 @@
-//! Getting data out: recovery plan, restore, archive-get.
+//! Getting data out: recovery plan, restore, archive-get, verify.
 
 pub mod archive_get;
 pub mod assemble;
@@ -6,22 +6,27 @@ pub mod conf_file;
 pub mod data_directory;
 pub mod error;
 pub mod gather;
+mod last_commit;
 mod layout;
 pub mod listen_address;
 pub mod log;
 pub mod manifest;
 pub mod plan;
 pub mod postgres;
+pub mod reach;
 pub mod recovery_conf;
 pub mod restore;
 pub mod scope;
 pub mod search;
 pub mod segment_source;
 pub mod stop;
+pub mod stretches;
+pub mod survey;
 pub mod tablespaces;
 pub mod tar_slice;
 pub mod target;
 pub mod time;
+pub mod verify;
 pub mod window;
 
 pub use error::{Error, Result};

@@ -4,9 +4,10 @@
 use crate::error::{Error, Result};
 use crate::tar_slice::check_path;
 use crc_fast::CrcAlgorithm;
+use repository::key::Archive;
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use wal_format::{Lsn, TimelineId};
 
@@ -114,6 +115,78 @@ impl Manifest {
             start: (first.0, first.1),
             stop: (last.0, last.2),
         })
+    }
+}
+
+impl Manifest {
+    /// What it lists of a file that has `size` bytes in the backup.
+    ///
+    /// # Errors
+    /// `Corrupt`: it does not list the file, or with another size.
+    pub fn expect(&self, name: &str, size: u64) -> Result<FileFacts> {
+        let fail = |reason: String| Error::Integrity {
+            object: name.to_owned(),
+            reason,
+        };
+        let facts = self
+            .files
+            .get(name)
+            .ok_or_else(|| fail("is in the backup and not in its manifest".into()))?;
+        match facts.size == size {
+            true => Ok(*facts),
+            false => Err(fail(format!(
+                "has {size} bytes in the backup, {} in the manifest",
+                facts.size
+            ))),
+        }
+    }
+}
+
+/// The name in the manifest of a path in a backup's tar stream.
+pub fn name_of(archive: Archive, path: &str) -> String {
+    match archive {
+        Archive::Base => path.to_owned(),
+        Archive::Tablespace(oid) => format!("pg_tblspc/{oid}/{path}"),
+    }
+}
+
+/// Which files of a backup have come whole.
+#[derive(Debug, Default)]
+pub struct FileLedger {
+    /// Files whose pieces have not all come.
+    open: BTreeMap<String, PieceSums>,
+    whole: BTreeSet<String>,
+}
+
+impl FileLedger {
+    /// Takes a piece of a file.
+    ///
+    /// # Errors
+    /// `Corrupt`: it was the last piece, and the file's checksum is not the one listed.
+    pub fn note(&mut self, name: &str, facts: FileFacts, piece: PieceSums) -> Result<()> {
+        let sums = self.open.entry(name.to_owned()).or_default();
+        sums.merge(piece);
+        let Some(sum) = sums.whole(facts.size) else {
+            return Ok(());
+        };
+        self.open.remove(name);
+        if facts.crc32c.is_some_and(|expected| expected != sum) {
+            return Err(wrong_checksum(name));
+        }
+        self.whole.insert(name.to_owned());
+        Ok(())
+    }
+
+    /// Whether a file has come whole, and fits.
+    pub fn is_whole(&self, name: &str) -> bool {
+        self.whole.contains(name)
+    }
+}
+
+pub(crate) fn wrong_checksum(name: &str) -> Error {
+    Error::Integrity {
+        object: name.to_owned(),
+        reason: "its bytes do not have the checksum that the manifest lists".into(),
     }
 }
 

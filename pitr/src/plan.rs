@@ -4,17 +4,20 @@
 //! Owns every rule about paths, holes and chains. Finding the stop inside the WAL is `stop.rs`, fetching is `search.rs`.
 
 use crate::error::{Error, Result};
+use crate::reach::find_windows;
 use crate::recovery_conf::WalMinimums;
 use crate::scope::{Leg, RestoreScope};
 use crate::stop::Stop;
+use crate::stretches::{Evidence, KnownHistory, WalFacts};
 use crate::target::{RecoveryGoal, RecoveryTarget};
-use crate::window::{Moment, Window};
+use crate::window::Window;
 use repository::backup::BackupDescriptor;
 use repository::catalog::{Catalog, PartialObject, TailChunk, TimelineObjects};
 use repository::descriptor::WalDescriptor;
 use repository::key::{BackupLabel, ClusterId, ObjectKey};
-use repository::wal::ChainLink;
+use repository::wal::{BrokenLink, ChainLink};
 use std::collections::BTreeMap;
+use std::fmt;
 use wal_format::{
     Lsn, SegmentName, SegmentNumber, SegmentSize, TimelineHistory, TimelineId, Timestamp,
 };
@@ -129,7 +132,7 @@ pub fn choose_timeline(catalog: &Catalog, wanted: Option<TimelineId>) -> Result<
     let unreachable = |what: String, reason: &str| Error::Unreachable {
         what,
         reason: reason.into(),
-        window: Window::default(),
+        window: Box::default(),
     };
     let newest = catalog.timelines.keys().next_back().copied();
     let Some(timeline) = wanted.or(newest) else {
@@ -283,7 +286,7 @@ fn open_source(objects: &TimelineObjects, name: SegmentName) -> Option<PieceSour
 }
 
 /// Names of everything stored of a timeline's WAL.
-fn stored_names(objects: &TimelineObjects) -> impl Iterator<Item = SegmentName> {
+pub(crate) fn stored_names(objects: &TimelineObjects) -> impl Iterator<Item = SegmentName> {
     let partials = objects.partials.iter().map(|partial| partial.name);
     objects
         .segments
@@ -341,7 +344,7 @@ pub fn choose_backups<'b>(
     let unreachable = |what: String, reason: String| Error::Unreachable {
         what,
         reason,
-        window,
+        window: window.into(),
     };
     let asked: Vec<&BackupFacts> = backups
         .iter()
@@ -383,38 +386,36 @@ pub fn choose_backups<'b>(
 
 /// What can be reached on a path, as names say; the newest transaction's time is filled in by those who have read descriptors.
 pub fn window_of(catalog: &Catalog, backups: &[BackupFacts], path: &WalPath) -> Window {
-    let Some(earliest) = backups
-        .iter()
-        .filter(|backup| path.holds(backup))
-        .min_by_key(|backup| backup.stop_lsn)
-    else {
-        return Window::default();
-    };
-    let newest = backups
-        .iter()
-        .filter(|backup| path.holds(backup))
-        .max_by_key(|backup| backup.stop_lsn);
-    let found = plan_pieces(catalog, path, newest.unwrap_or(earliest).start_lsn);
-    let latest = found.pieces.last().map(|piece| Moment {
-        timeline: piece.name.timeline,
-        lsn: match &piece.source {
-            PieceSource::Open { tail, .. } if !tail.is_empty() => piece.start.saturating_add(
-                u64::from(tail.iter().map(|chunk| chunk.to).max().unwrap_or(0)),
-            ),
-            _ => piece
-                .start
-                .saturating_add(u64::from(path.segment_size.bytes())),
-        },
-        time: None,
-    });
-    Window {
-        earliest: Some(Moment {
-            timeline: earliest.timeline,
-            lsn: earliest.stop_lsn,
-            time: Some(earliest.stopped),
-        }),
-        latest,
+    let mut histories = BTreeMap::new();
+    let mut history = TimelineHistory::first();
+    let entries = path.history.entries().iter();
+    let children = path.history.entries().iter().skip(1);
+    let children = children
+        .map(|entry| entry.timeline)
+        .chain([path.history.timeline()]);
+    for (entry, child) in entries.zip(children) {
+        // A history that was read is one that can be built again.
+        let Ok(next) = history.child(child, entry.switch_point, &entry.reason) else {
+            break;
+        };
+        history = next;
+        if let Some(lineage) = path.lineages.get(&child) {
+            let lineage = lineage.clone();
+            let known = KnownHistory {
+                history: history.clone(),
+                lineage,
+            };
+            histories.insert(child, known);
+        }
     }
+    let windows = find_windows(Evidence {
+        catalog,
+        segment_size: path.segment_size,
+        histories: &histories,
+        backups,
+        wal: &WalFacts::default(),
+    });
+    windows.on_path(path.history.timeline())
 }
 
 /// Proves piece by piece that sealed segments are one chain.
@@ -424,41 +425,101 @@ pub struct ChainProof {
 }
 
 impl ChainProof {
+    /// A proof that goes on behind `last_record`, whatever came before it.
+    pub fn after(last_record: Option<Lsn>) -> Self {
+        Self {
+            link: ChainLink { last_record },
+        }
+    }
+
     /// Holds the descriptor of the next piece against the path and the pieces before.
     ///
     /// # Errors
     /// `Corrupt`, naming the object: another range, another lineage, invalid WAL, or it does not follow.
     pub fn follow(&mut self, path: &WalPath, piece: &Piece, wal: &WalDescriptor) -> Result<()> {
-        let fail = |reason: String| {
-            Err(Error::Integrity {
+        self.check(path, piece, wal)
+            .map_err(|broken| Error::Integrity {
                 object: piece.name.to_string(),
-                reason,
+                reason: broken.to_string(),
             })
-        };
+    }
+
+    /// As [`ChainProof::follow`], for those who look at every piece.
+    ///
+    /// # Errors
+    /// What does not hold. The proof then cannot go on: see [`ChainProof::after`].
+    pub fn check(
+        &mut self,
+        path: &WalPath,
+        piece: &Piece,
+        wal: &WalDescriptor,
+    ) -> std::result::Result<(), BrokenChain> {
         let end = piece
             .start
             .saturating_add(u64::from(path.segment_size.bytes()));
         if (wal.start_lsn, wal.end_lsn) != (piece.start, end) {
-            return fail(format!(
-                "says that it holds {} to {}",
-                wal.start_lsn, wal.end_lsn
-            ));
+            return Err(BrokenChain::Range {
+                start: wal.start_lsn,
+                end: wal.end_lsn,
+            });
         }
-        if path.lineages.get(&piece.name.timeline) != Some(&wal.lineage) {
-            return fail(format!(
-                "belongs to another timeline {} than the stored history file",
-                piece.name.timeline
-            ));
+        let timeline = piece.name.timeline;
+        if path.lineages.get(&timeline) != Some(&wal.lineage) {
+            return Err(BrokenChain::Lineage { timeline });
         }
         if let Some(at) = wal.invalid_at {
-            return fail(format!("WAL is not valid from {at} on"));
+            return Err(BrokenChain::Invalid { at });
         }
-        match self.link.follow(wal) {
-            Ok(()) => Ok(()),
-            Err(broken) => fail(format!(
+        self.join(wal)
+    }
+
+    /// Holds the first record of a piece that is not a whole segment against the pieces before.
+    ///
+    /// # Errors
+    /// It does not follow.
+    pub fn join(&mut self, wal: &WalDescriptor) -> std::result::Result<(), BrokenChain> {
+        self.link.follow(wal).map_err(BrokenChain::Link)
+    }
+}
+
+/// Why a sealed segment is not the next one of a chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BrokenChain {
+    /// It says that it holds another stretch of WAL.
+    Range {
+        /// First byte.
+        start: Lsn,
+        /// First byte behind it.
+        end: Lsn,
+    },
+    /// It is of another history than the timeline's.
+    Lineage {
+        /// The timeline.
+        timeline: TimelineId,
+    },
+    /// It was stored with WAL that is not valid.
+    Invalid {
+        /// From where on.
+        at: Lsn,
+    },
+    /// Its first record does not follow the last one before it.
+    Link(BrokenLink),
+}
+
+impl fmt::Display for BrokenChain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Range { start, end } => write!(f, "says that it holds {start} to {end}"),
+            Self::Lineage { timeline } => write!(
+                f,
+                "belongs to another timeline {timeline} than the stored history file"
+            ),
+            Self::Invalid { at } => write!(f, "WAL is not valid from {at} on"),
+            Self::Link(broken) => write!(
+                f,
                 "does not follow the segment before it: the record at {} links back to {}, not to {}",
                 broken.at, broken.found, broken.expected
-            )),
+            ),
         }
     }
 }

@@ -35,9 +35,9 @@ pub const STATE_FILE: &str = "pg_wal/walden/restoring.json";
 pub const PG_CONTROL: &str = "global/pg_control";
 
 /// Parts fetched and written at the same time; each takes up to 32 MiB plain and as much stored.
-const PARTS_IN_FLIGHT: usize = 3;
+pub(crate) const PARTS_IN_FLIGHT: usize = 3;
 /// Largest manifest that is read: some ten million files.
-const MAX_MANIFEST_BYTES: u64 = 2 << 30;
+pub(crate) const MAX_MANIFEST_BYTES: u64 = 2 << 30;
 
 /// What to lay out, and where.
 #[derive(Clone)]
@@ -218,17 +218,12 @@ async fn open_backup(job: &RestoreJob) -> Result<Opening> {
         usize::try_from(job.backup.manifest_size.min(MAX_MANIFEST_BYTES)).unwrap_or(usize::MAX);
     let manifest_key = object(BackupObject::Manifest);
     let (_, manifest_bytes) = fetch(job, &manifest_key, limit).await?;
-    let manifest = Manifest::parse(&manifest_bytes)?;
-    let foreign = manifest
-        .system_identifier
-        .is_some_and(|found| found != job.cluster.system_identifier);
-    if foreign || (manifest.start.1, manifest.stop.1) != (job.backup.start_lsn, job.backup.stop_lsn)
-    {
-        return Err(integrity(
-            &manifest_key.to_string(),
-            "does not belong to what backup.json says".into(),
-        ));
-    }
+    let manifest = read_manifest(
+        &manifest_key.to_string(),
+        &manifest_bytes,
+        job.cluster,
+        &job.backup,
+    )?;
     let first = job
         .backup
         .parts
@@ -242,15 +237,7 @@ async fn open_backup(job: &RestoreJob) -> Result<Opening> {
     };
     let (key, bytes) = fetch_part(job, first).await?;
     let slices = read_part(&key, &bytes, None)?;
-    let label_bytes = small_file(&key, &bytes, &slices, "backup_label", &manifest)?;
-    let label_file = BackupLabelFile::parse(label_bytes)
-        .map_err(|error| integrity("backup_label", error.to_string()))?;
-    if label_file.start != manifest.start.1 || label_file.start_timeline != manifest.start.0 {
-        return Err(integrity(
-            "backup_label",
-            "starts elsewhere than the manifest says".into(),
-        ));
-    }
+    check_label(&key, &bytes, &slices, &manifest)?;
     let map = match manifest.files.contains_key(TABLESPACE_MAP) {
         true => parse_tablespace_map(small_file(
             &key,
@@ -266,6 +253,51 @@ async fn open_backup(job: &RestoreJob) -> Result<Opening> {
         manifest_bytes,
         map,
     })
+}
+
+/// Reads a manifest and holds it against what the backup's descriptor says.
+///
+/// # Errors
+/// `Corrupt`: damaged, or of another backup.
+pub(crate) fn read_manifest(
+    object: &str,
+    bytes: &[u8],
+    cluster: ClusterId,
+    backup: &BackupDescriptor,
+) -> Result<Manifest> {
+    let manifest = Manifest::parse(bytes)?;
+    let foreign = manifest
+        .system_identifier
+        .is_some_and(|found| found != cluster.system_identifier);
+    if foreign || (manifest.start.1, manifest.stop.1) != (backup.start_lsn, backup.stop_lsn) {
+        return Err(integrity(
+            object,
+            "does not belong to what backup.json says".into(),
+        ));
+    }
+    Ok(manifest)
+}
+
+/// Holds the `backup_label` in a backup's first part against the manifest.
+///
+/// # Errors
+/// `Corrupt`: it is not there, or starts elsewhere.
+pub(crate) fn check_label(
+    key: &str,
+    part: &[u8],
+    slices: &[Slice],
+    manifest: &Manifest,
+) -> Result<()> {
+    let label_bytes = small_file(key, part, slices, "backup_label", manifest)?;
+    let label_file = BackupLabelFile::parse(label_bytes)
+        .map_err(|error| integrity("backup_label", error.to_string()))?;
+    if label_file.start != manifest.start.1 || label_file.start_timeline != manifest.start.0 {
+        return Err(integrity(
+            "backup_label",
+            "starts elsewhere than the manifest says".into(),
+        ));
+    }
+    Ok(())
 }
 
 /// A file that lies whole in a part, checked against the manifest.

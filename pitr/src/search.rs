@@ -4,8 +4,8 @@
 
 use crate::error::{Error, Result};
 use crate::plan::{
-    BackupFacts, ChainProof, Piece, PieceSource, Pieces, RecoveryPlan, WalPath, choose_backups,
-    may_hold_stop, plan_pieces, window_of, without_empty_timelines,
+    BackupFacts, BrokenChain, ChainProof, Piece, PieceSource, Pieces, RecoveryPlan, WalPath,
+    choose_backups, may_hold_stop, plan_pieces, window_of, without_empty_timelines,
 };
 use crate::stop::{StopFinder, Verdict};
 use crate::target::{RecoveryGoal, RecoveryTarget};
@@ -154,7 +154,7 @@ pub async fn plan_recovery(
     Err(Error::Unreachable {
         what: goal.to_string(),
         reason,
-        window,
+        window: window.into(),
     })
 }
 
@@ -206,16 +206,24 @@ async fn walk(
                 at_end: false,
             });
         }
+        let mut ends_at = None;
         let wanted = match descriptors.next().await.transpose()?.flatten() {
             Some(wal) => {
-                proof.follow(request.path, piece, &wal)?;
+                match proof.check(request.path, piece, &wal) {
+                    Ok(()) => {}
+                    // Nothing behind it can be recovered; what lies before it can.
+                    Err(BrokenChain::Invalid { at }) => ends_at = Some(at),
+                    Err(broken) => return Err(integrity(piece, broken.to_string())),
+                }
                 let newest = wal
                     .time_max
                     .map(|time| Timestamp::from_unix_micros(time.as_microsecond()));
                 newest_time = newest_time.max(newest);
                 has_start.push(wal.first_record.is_some());
                 // The last piece says where the WAL ends.
-                may_hold_stop(request.goal, backup, &wal) || index + 1 == all.len()
+                ends_at.is_some()
+                    || may_hold_stop(request.goal, backup, &wal)
+                    || index + 1 == all.len()
             }
             None => {
                 has_start.push(true);
@@ -243,7 +251,15 @@ async fn walk(
                     scan
                 }
             };
-            push(source, piece, &mut scan, &mut finder).await?;
+            let pushed = push(source, piece, &mut scan, &mut finder).await;
+            if let (Some(at), Verdict::NotReached) = (ends_at, finder.verdict()) {
+                let walk = end_of_validity(request, piece, at, pushed, finder, index)?;
+                return Ok(Walk {
+                    newest_time,
+                    ..walk
+                });
+            }
+            pushed?;
             decoder = Some(scan);
             if finder.verdict() != Verdict::NotReached {
                 return Ok(Walk {
@@ -277,6 +293,44 @@ async fn walk(
         newest_time: newest_time.max(finder.newest_seen()),
         finder,
         next: all.len(),
+        at_end: true,
+    })
+}
+
+/// WAL was stored with something in it that is not valid, at `at`, and the target was not found before it. A position at which every
+/// record before it is there can be reached all the same.
+fn end_of_validity(
+    request: &PlanRequest<'_>,
+    piece: &Piece,
+    at: Lsn,
+    pushed: Result<()>,
+    finder: StopFinder,
+    index: usize,
+) -> Result<Walk> {
+    if let Err(error) = pushed
+        && !matches!(error, Error::Integrity { .. })
+    {
+        return Err(error);
+    }
+    let verdict = match request.goal.target {
+        RecoveryTarget::Lsn(target) if target <= at => finder.verdict_at_end(),
+        _ => Verdict::NotReached,
+    };
+    if verdict == Verdict::NotReached {
+        let newest = match finder.last_applied() {
+            Some((record, _)) => format!("; the last target before it is --to-lsn {record}"),
+            None => String::new(),
+        };
+        return Err(integrity(
+            piece,
+            format!("WAL is not valid from {at} on, and recovery ends there{newest}"),
+        ));
+    }
+    Ok(Walk {
+        verdict,
+        finder,
+        newest_time: None,
+        next: index + 1,
         at_end: true,
     })
 }

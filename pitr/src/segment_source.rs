@@ -15,10 +15,10 @@ use crate::assemble::{AssembledSegment, Chunk, assemble_tail};
 use crate::{Error, Result};
 
 /// Largest timeline history file that is read, in bytes.
-const MAX_HISTORY_BYTES: usize = 1 << 20;
+pub(crate) const MAX_HISTORY_BYTES: usize = 1 << 20;
 /// How many segments in which no record starts are passed over in search of the last record before a segment: a record of 1 GiB, the
 /// longest there is, fills 1024 segments of 1 MiB.
-const MAX_WITHOUT_RECORDS: u32 = 1025;
+pub(crate) const MAX_WITHOUT_RECORDS: u32 = 1025;
 
 /// Fetches WAL of one cluster.
 #[derive(Clone)]
@@ -246,7 +246,10 @@ impl SegmentSource {
 }
 
 /// Ties an object to its place in WAL.
-fn check<'a>(
+///
+/// # Errors
+/// `Corrupt`: it says that it holds another stretch, or it is of another lineage.
+pub(crate) fn check<'a>(
     key: &ObjectKey,
     descriptor: &'a Descriptor,
     range: (Lsn, Lsn),

@@ -18,6 +18,8 @@ pub struct Catalog {
     pub backups: BTreeMap<BackupLabel, BackupObjects>,
     /// Recorded holes.
     pub gaps: BTreeSet<GapRange>,
+    /// Roll-ups by timeline and log: tag and stored size in bytes. Several may exist.
+    pub roll_ups: BTreeMap<(TimelineId, u32), BTreeSet<(u32, u64)>>,
     /// Objects whose path is no key of format 1; counted, never touched.
     pub unknown: u64,
 }
@@ -142,6 +144,12 @@ impl Catalog {
                         backup.stored_bytes += size
                     }
                 }
+            }
+            ObjectKey::RollUp {
+                timeline, log, tag, ..
+            } => {
+                let tags = self.roll_ups.entry((*timeline, *log)).or_default();
+                tags.insert((*tag, size));
             }
             ObjectKey::Gap {
                 timeline, from, to, ..

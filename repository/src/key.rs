@@ -211,6 +211,17 @@ pub enum ObjectKey {
         /// Which object of it.
         object: BackupObject,
     },
+    /// `<cluster>/index/<timeline>/<log>.<tag>`: a roll-up of the descriptors of a log; a cache.
+    RollUp {
+        /// Whose.
+        cluster: ClusterId,
+        /// Of which timeline.
+        timeline: TimelineId,
+        /// Of which log: the middle 8 digits of a segment's name.
+        log: u32,
+        /// CRC-32 of the object's bytes.
+        tag: u32,
+    },
     /// `<cluster>/gaps/<timeline>-<from>-<to>.json`: a recorded hole in the WAL.
     Gap {
         /// Whose.
@@ -257,6 +268,7 @@ impl ObjectKey {
             | Self::History { cluster, .. }
             | Self::Tail { cluster, .. }
             | Self::Backup { cluster, .. }
+            | Self::RollUp { cluster, .. }
             | Self::Gap { cluster, .. } => Some(*cluster),
         }
     }
@@ -293,6 +305,7 @@ impl ObjectKey {
                 object: BackupObject::Part { .. },
                 ..
             } => "backup-part",
+            Self::RollUp { .. } => "index",
             Self::Gap { .. } => "gap",
         }
     }
@@ -394,6 +407,18 @@ impl fmt::Display for ObjectKey {
                     BackupObject::Part { archive, part } => write!(f, "{archive}.{part:06}"),
                 }
             }
+            Self::RollUp {
+                cluster,
+                timeline,
+                log,
+                tag,
+            } => {
+                write!(
+                    f,
+                    "{cluster}/index/{:08X}/{log:08X}.{tag:08X}",
+                    timeline.get()
+                )
+            }
             Self::Gap {
                 cluster,
                 timeline,
@@ -445,6 +470,7 @@ fn parse(path: &str) -> Option<ObjectKey> {
         "tail" => parse_tail(cluster, rest),
         "backups" => parse_backup(cluster, rest),
         "gaps" => parse_gap(cluster, rest),
+        "index" => parse_roll_up(cluster, rest),
         _ => None,
     }
 }
@@ -520,6 +546,17 @@ fn parse_backup(cluster: ClusterId, rest: &str) -> Option<ObjectKey> {
     })
 }
 
+fn parse_roll_up(cluster: ClusterId, rest: &str) -> Option<ObjectKey> {
+    let (timeline, file) = rest.split_once('/')?;
+    let (log, tag) = file.split_once('.')?;
+    Some(ObjectKey::RollUp {
+        cluster,
+        timeline: TimelineId::new(hex32(timeline)?)?,
+        log: hex32(log)?,
+        tag: hex32(tag)?,
+    })
+}
+
 fn parse_gap(cluster: ClusterId, rest: &str) -> Option<ObjectKey> {
     let mut pieces = rest.strip_suffix(".json")?.split('-');
     let timeline = TimelineId::new(hex32(pieces.next()?)?)?;
@@ -585,6 +622,7 @@ mod tests {
         "7412345678901234567/backups/20260123T142811Z-full-3fa9/catalog",
         "7412345678901234567/backups/20260123T142811Z-full-3fa9/base.000000",
         "7412345678901234567/backups/20260123T142811Z-full-3fa9/16385.000123",
+        "7412345678901234567/index/00000001/0000000A.DEADBEEF",
         "7412345678901234567/gaps/00000001-0000000001000000-0000000002000000.json",
     ];
 
@@ -607,6 +645,9 @@ mod tests {
             "7412/wal/00000002/0000000A/000000010000000A000000FE.wal",
             "7412/wal/00000001/0000000A/000000010000000a000000fe.wal",
             "7412/wal/00000000.history",
+            "7412/index/00000000/0000000A.DEADBEEF",
+            "7412/index/00000001/0000000A.deadbeef",
+            "7412/index/00000001/0000000A.DEADBEEF.1",
             "7412/wal/00000001/0000000A/000000010000000A000000FE.wal/x",
             "7412/tail/00000001/000000010000000A000000FE.00000010-00000010.0A1B2C3D",
             "7412/backups/20260123T142811Z-full-3fa9/base.0",

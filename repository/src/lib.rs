@@ -7,6 +7,7 @@ pub mod descriptor;
 pub mod durable;
 pub mod error;
 pub mod identity;
+pub mod index;
 pub mod key;
 pub mod names;
 pub mod repo;

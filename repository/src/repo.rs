@@ -13,9 +13,10 @@ use crate::backup::BackupDescriptor;
 use crate::catalog::Catalog;
 use crate::cluster::{ClusterDocument, RepositoryDocument, check_version};
 use crate::descriptor::Descriptor;
+use crate::index::{self, RollUp};
 use crate::key::{BackupLabel, BackupObject, ClusterId, ObjectKey};
 use crate::sealed::{MAX_HEADER_BYTES, OpenPolicy, Sealed, read_descriptor};
-use crate::store::{PutOutcome, Store};
+use crate::store::{Listed, PutOutcome, Store};
 use crate::{Error, Result};
 
 /// Largest `backup.json`, in bytes: that of some ten terabytes.
@@ -24,6 +25,8 @@ const MAX_BACKUP_DOCUMENT_BYTES: u64 = 256 << 20;
 const MAX_DOCUMENT_BYTES: u64 = 1 << 20;
 /// Room for what sealing adds to incompressible bytes: header, frame, tags.
 const SEALING_OVERHEAD: u64 = 1 << 20;
+/// Folders below a cluster's that are listed each for itself: kind, timeline or backup, log.
+const CLUSTER_LEVELS: usize = 3;
 /// How often a put starts over when the object it met is gone again.
 const MAX_PUT_ROUNDS: u32 = 3;
 
@@ -232,12 +235,42 @@ impl Repository {
         Ok(clusters)
     }
 
-    /// Lists everything of a cluster.
+    /// Lists everything of a cluster. A large one is listed folder by folder, several at a time: WAL by timeline and log, backups by label.
     ///
     /// # Errors
     /// `Retry`, `Config` from the store.
     pub async fn list(&self, cluster: ClusterId) -> Result<Catalog> {
-        self.list_below(cluster, &format!("{cluster}/")).await
+        let listing = self
+            .store
+            .list_wide(&cluster.to_string(), CLUSTER_LEVELS)
+            .await?;
+        Ok(Catalog::from_listing(
+            cluster,
+            listing.iter().map(|object| (&object.path, object.size)),
+        ))
+    }
+
+    /// Stores a roll-up.
+    ///
+    /// # Errors
+    /// `Retry`, `Config` from the store: nothing is lost by it.
+    pub async fn put_roll_up(&self, roll_up: &RollUp) -> Result<Stored> {
+        let (key, bytes) = roll_up.encode()?;
+        // The key holds the checksum: what is there is the same, or is refused when it is read.
+        match self.store.put_new(&key.to_string(), vec![bytes]).await? {
+            PutOutcome::Created => Ok(Stored::New),
+            PutOutcome::AlreadyExists => Ok(Stored::Already),
+        }
+    }
+
+    /// Fetches a roll-up.
+    ///
+    /// # Errors
+    /// As [`RollUp::parse`]; `NotFound`; `Retry`, `Config` from the store. It is a cache: read the segments' own headers instead.
+    pub async fn fetch_roll_up(&self, key: &ObjectKey) -> Result<RollUp> {
+        let limit = index::MAX_STORED_BYTES as u64;
+        let bytes = self.store.fetch(&key.to_string(), limit).await?;
+        RollUp::parse(key, &bytes)
     }
 
     /// Lists a cluster's objects below a prefix of `key.rs`.
@@ -250,6 +283,24 @@ impl Repository {
             cluster,
             listing.iter().map(|object| (&object.path, object.size)),
         ))
+    }
+
+    /// Lists every object of a cluster as the store names it, in the order of their paths.
+    ///
+    /// # Errors
+    /// `Retry`, `Config` from the store.
+    pub async fn list_objects(&self, cluster: ClusterId) -> Result<Vec<Listed>> {
+        self.store.list(&cluster.to_string()).await
+    }
+
+    /// Fetches an object as it is stored, of at most `limit` plain bytes. Nothing is checked.
+    ///
+    /// # Errors
+    /// `NotFound`; `Corrupt`: larger than such an object can be; `Retry`, `Config`.
+    pub async fn fetch_stored(&self, key: &ObjectKey, limit: usize) -> Result<Bytes> {
+        self.store
+            .fetch(&key.to_string(), limit as u64 + SEALING_OVERHEAD)
+            .await
     }
 
     /// Reads what an object says of itself: one small request, no key.
@@ -274,10 +325,7 @@ impl Repository {
         policy: &OpenPolicy,
         limit: usize,
     ) -> Result<(Descriptor, Vec<u8>)> {
-        let object = self
-            .store
-            .fetch(&key.to_string(), limit as u64 + SEALING_OVERHEAD)
-            .await?;
+        let object = self.fetch_stored(key, limit).await?;
         let (key, policy) = (key.clone(), policy.clone());
         let open = move || {
             let mut plain = Vec::new();

@@ -6,7 +6,7 @@ mod faulty;
 mod memory;
 
 pub use contract::contract;
-pub use faulty::{FaultPlan, Outage};
+pub use faulty::{FaultPlan, Outage, RequestCount};
 
 use std::sync::Arc;
 

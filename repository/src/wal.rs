@@ -42,6 +42,16 @@ pub fn describe(summary: &SegmentSummary, end: Lsn, lineage: &str) -> WalDescrip
     }
 }
 
+/// Describes a whole segment. One whose records do not fill it says where they end: behind that nothing can be recovered.
+#[must_use]
+pub fn describe_segment(summary: &SegmentSummary, lineage: &str) -> WalDescriptor {
+    let mut wal = describe(summary, summary.end_lsn, lineage);
+    if !summary.is_complete() {
+        wal.invalid_at = wal.invalid_at.or(Some(summary.valid_to));
+    }
+    wal
+}
+
 /// A time of WAL as UTC; `None` outside the range of years that RFC 3339 has.
 #[must_use]
 pub fn utc(time: Timestamp) -> Option<jiff::Timestamp> {

@@ -72,11 +72,11 @@ pub(crate) async fn run(args: ArchivePushArgs, globals: &Globals) -> Result<Exit
         }
         pushed => pushed?,
     };
-    if let Some((at, reason)) = pushed.invalid {
+    if let Some(invalid) = &pushed.invalid {
         tracing::error!(
             file = name,
-            %at,
-            %reason,
+            at = %invalid.at,
+            reason = invalid.reason,
             "WAL that is not valid: it is stored and marked, recovery stops there; take a new base backup"
         );
     }

@@ -51,7 +51,7 @@ async fn check(offline: bool, globals: &Globals) -> Result<ExitCode> {
         false => {
             let slot = &config.postgres.slot;
             let facts = ServerFacts::ask(&open::connection_info(&config)?, slot).await;
-            let findings = server_check::judge(&facts, slot);
+            let findings = server_check::judge(&facts, slot, config.archive.rpo);
             (Some(facts), findings)
         }
     };

@@ -93,7 +93,7 @@ pub(crate) async fn run(args: InitArgs, globals: &Globals) -> Result<ExitCode> {
     let mut config = wanted_config(&args, &file, existing.as_ref())?;
     let info = open::connection_info(&config)?;
     let facts = ServerFacts::ask(&info, &config.postgres.slot).await;
-    let findings = server_check::judge(&facts, &config.postgres.slot);
+    let findings = server_check::judge(&facts, &config.postgres.slot, config.archive.rpo);
     if server_check::has_errors(&findings) {
         return refuse(&facts, &findings, globals);
     }

@@ -6,19 +6,18 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Args;
 use jiff::Timestamp;
+use pitr::survey::{Effort, Survey};
 use repository::backup::BackupDescriptor;
-use repository::sealed::OpenPolicy;
 use serde::Serialize;
 
 use super::Globals;
 use crate::cli::SourceArgs;
 use crate::config::Overrides;
 use crate::exit_code::ExitCode;
-use crate::gaps::{Gap, open_gaps};
 use crate::open;
 use crate::report::{Align, Table};
 use crate::units::{ByteSize, human_duration};
-use crate::windows::{Survey, Window};
+use crate::windows::{Gap, Window, gaps_of, policy_if_any};
 
 /// List backups, their sizes and the window each one opens
 ///
@@ -70,39 +69,29 @@ pub(crate) async fn run(args: ListArgs, globals: &Globals) -> Result<ExitCode> {
     let config = globals.load_config(&overrides)?;
     let repository = open::open_existing_repository(&config).await?;
     let cluster = open::find_cluster(&config, &repository, args.source.cluster.as_deref()).await?;
-    let size = cluster.segment_size()?;
-    let catalog = repository.list(cluster.id()).await?;
-    let policy = match config.identities().await {
-        Ok(identities) => OpenPolicy {
-            identities,
-            allow_plain: true,
-        },
-        Err(error) => {
-            tracing::info!("without the identity: {error:#}");
-            OpenPolicy::default()
-        }
-    };
-    let mut survey = Survey::new(&repository, &cluster, &catalog, &policy).await?;
-    let labels: Vec<_> = catalog.complete_backups().cloned().collect();
-    let mut backups = Vec::with_capacity(labels.len());
-    for label in &labels {
-        let descriptor = repository.fetch_backup(cluster.id(), label).await?;
-        let window = survey.window(&descriptor).await?;
-        backups.push(Backup::new(&descriptor, window));
-    }
+    let policy = policy_if_any(&config).await;
+    let survey = Survey::gather(&repository, &cluster, &policy, Effort::ENDS).await?;
+    let windows = survey.windows.backups.iter();
+    let mut backups: Vec<Backup> = windows
+        .filter_map(|window| {
+            let descriptor = survey.descriptors.get(&window.backup.label)?;
+            Some(Backup::new(descriptor, Window::of(window)))
+        })
+        .collect();
     // Labels have no more than seconds.
     backups.sort_by_key(|backup| backup.started);
     let report = Report {
         repository: repository.url().to_owned(),
         cluster: cluster.id().to_string(),
         backups,
-        unfinished: catalog
+        unfinished: survey
+            .catalog
             .backups
             .iter()
             .filter(|(_, backup)| !backup.complete)
             .map(|(label, _)| label.to_string())
             .collect(),
-        gaps: open_gaps(&catalog, size),
+        gaps: gaps_of(&survey.windows),
     };
     globals.output.print("walden.list", &report, || {
         report.to_text(globals.output.color)

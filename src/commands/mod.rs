@@ -11,6 +11,8 @@ pub(crate) mod log;
 pub(crate) mod restore;
 pub(crate) mod run;
 pub(crate) mod status;
+pub(crate) mod verify;
+pub(crate) mod window;
 
 use std::path::PathBuf;
 

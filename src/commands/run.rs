@@ -32,7 +32,7 @@ pub(crate) struct RunArgs {
     pub(crate) server: ServerArgs,
 }
 
-/// Runs until a signal; an error is one that only a human can settle.
+/// Runs until a signal, and ends with 3 if WAL came that is not valid; an error is one that only a human can settle.
 pub(crate) async fn run(args: RunArgs, globals: &Globals) -> Result<ExitCode> {
     let overrides = Overrides {
         conninfo: args.server.conninfo,
@@ -72,10 +72,14 @@ pub(crate) async fn run(args: RunArgs, globals: &Globals) -> Result<ExitCode> {
     let received = Receiver::new(receiver, uploader, stop)?.run().await;
     let clone = matches!(received, Err(archiver::Error::RestoredClone { .. }));
     let received = received.context("receive WAL");
-    if clone {
-        received.hint("a restored server that shall replace its source is let in as the guide says, \"Going live after a restore\"")?;
+    let invalid = if clone {
+        received.hint("a restored server that shall replace its source is let in as the guide says, \"Going live after a restore\"")?
     } else {
-        received?;
-    }
-    Ok(ExitCode::Done)
+        received?
+    };
+    let Some(at) = invalid else {
+        return Ok(ExitCode::Done);
+    };
+    tracing::error!(%at, "WAL that is not valid was stored: recovery ends there; take a new base backup (walden backup)");
+    Ok(ExitCode::Warnings)
 }

@@ -13,9 +13,9 @@ use crate::cli::ServerArgs;
 use crate::config::{Config, Overrides};
 use crate::exit_code::ExitCode;
 use crate::failure::Failure;
-use crate::gaps::Gap;
 use crate::open;
 use crate::units::{ByteSize, human_duration};
+use crate::windows::{Gap, Point};
 
 /// Show how far WAL is received and stored, the lag, the slot and any gaps
 ///
@@ -72,7 +72,15 @@ struct Stored {
     timelines: Vec<TimelineEnd>,
     newest_transaction: Option<Timestamp>,
     last_backup: Option<LastBackup>,
+    /// What can be recovered to; `None`: nothing.
+    reachable: Option<Reachable>,
     gaps: Vec<Gap>,
+}
+
+#[derive(Debug, Serialize)]
+struct Reachable {
+    from: Point,
+    to: Point,
 }
 
 #[derive(Debug, Serialize)]
@@ -191,6 +199,10 @@ impl Stored {
                     .as_secs_f64()
                     .max(0.0),
             }),
+            reachable: stored.reachable.map(|(from, to)| Reachable {
+                from: from.into(),
+                to: to.into(),
+            }),
             gaps: stored.gaps,
         }
     }
@@ -233,6 +245,12 @@ impl Report {
                     "backup      {} ({} old)",
                     backup.label,
                     human_duration(age)
+                ));
+            }
+            if let Some(reachable) = &stored.reachable {
+                lines.push(format!(
+                    "reachable   {} to {}",
+                    reachable.from, reachable.to
                 ));
             }
         }

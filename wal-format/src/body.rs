@@ -27,6 +27,7 @@ const ORIGIN: u8 = 253;
 const TOP_LEVEL_XID: u8 = 252;
 
 const FORK_MASK: u8 = 0x0F;
+const MAX_FORK: u8 = 3;
 const HAS_IMAGE: u8 = 0x10;
 const HAS_DATA: u8 = 0x20;
 const WILL_INIT: u8 = 0x40;
@@ -151,7 +152,7 @@ impl fmt::Display for ImageCompression {
 /// The body of a record whose CRC was found right; nothing of it is read before it is asked for.
 #[derive(Debug, Clone, Copy)]
 pub struct RecordBody<'a> {
-    header: RecordHeader,
+    header: &'a RecordHeader,
     major: Major,
     /// The body, or its beginning with at least the head.
     beginning: &'a [u8],
@@ -161,7 +162,8 @@ pub struct RecordBody<'a> {
 
 impl<'a> RecordBody<'a> {
     /// A body that lies in one piece.
-    pub(crate) const fn whole(header: RecordHeader, major: Major, body: &'a [u8]) -> Self {
+    #[inline]
+    pub(crate) const fn whole(header: &'a RecordHeader, major: Major, body: &'a [u8]) -> Self {
         Self {
             header,
             major,
@@ -172,7 +174,7 @@ impl<'a> RecordBody<'a> {
 
     /// A body of which the beginning and the main data (at least as much as [`kept_main_bytes`] says) are known.
     pub(crate) const fn kept(
-        header: RecordHeader,
+        header: &'a RecordHeader,
         major: Major,
         beginning: &'a [u8],
         main: &'a [u8],
@@ -187,8 +189,8 @@ impl<'a> RecordBody<'a> {
 
     /// The record's header.
     #[must_use]
-    pub const fn header(&self) -> &RecordHeader {
-        &self.header
+    pub const fn header(&self) -> &'a RecordHeader {
+        self.header
     }
 
     /// The major that wrote it.
@@ -200,11 +202,15 @@ impl<'a> RecordBody<'a> {
     /// Reads the head.
     ///
     /// # Errors
-    /// [`Error::RecordBody`] or [`Error::Truncated`] (corrupt) if it contradicts itself although the CRC is right: show the record by its header alone.
-    #[inline]
+    /// [`Error::RecordBody`] (corrupt) if it contradicts itself although the CRC is right: show the record by its header alone.
+    #[inline(always)]
     pub fn parse(&self) -> Result<BodyParts<'a>, Error> {
         let head = split(self.beginning, MAX_HEAD_BYTES).0;
-        let (layout, first) = parse_head(head, self.header.body_length(), self.major)?;
+        let Some(layout) = skim_head(head, self.header.body_length(), self.major) else {
+            return Err(Error::RecordBody {
+                problem: "parts that contradict each other or the record's length",
+            });
+        };
         let main = match self.main {
             Some(main) => main,
             None => {
@@ -220,12 +226,8 @@ impl<'a> RecordBody<'a> {
             header: self.header,
             major: self.major,
             head,
-            blocks: layout.blocks,
-            first,
             main: split(main, kept).0,
-            main_length: layout.main_length,
-            origin: layout.origin,
-            top_level_xid: layout.top_level_xid,
+            layout,
         })
     }
 }
@@ -233,39 +235,37 @@ impl<'a> RecordBody<'a> {
 /// The parts of a record's body.
 #[derive(Debug, Clone, Copy)]
 pub struct BodyParts<'a> {
-    header: RecordHeader,
+    header: &'a RecordHeader,
     major: Major,
     head: &'a [u8],
-    blocks: u8,
-    first: Option<BlockReference>,
     main: &'a [u8],
-    main_length: u32,
-    origin: Option<u16>,
-    top_level_xid: Option<TransactionId>,
+    layout: Layout,
 }
 
 impl<'a> BodyParts<'a> {
     /// The record's header.
     #[must_use]
-    pub const fn header(&self) -> &RecordHeader {
-        &self.header
+    pub const fn header(&self) -> &'a RecordHeader {
+        self.header
     }
 
     /// The blocks, by their numbers in the record.
+    #[inline]
     #[must_use]
     pub const fn blocks(&self) -> Blocks<'a> {
         Blocks {
             head: Cursor::new(self.head),
-            left: self.blocks,
+            left: self.layout.blocks,
             relation: None,
             major: self.major,
         }
     }
 
     /// The first of them: of most kinds, the relation that the record is about.
+    #[inline(always)]
     #[must_use]
-    pub const fn first_block(&self) -> Option<&BlockReference> {
-        self.first.as_ref()
+    pub fn first_block(&self) -> Option<BlockReference> {
+        self.blocks().next()
     }
 
     /// The main data, which each kind has its own layout of; see [`BodyParts::is_main_data_cut`].
@@ -277,25 +277,25 @@ impl<'a> BodyParts<'a> {
     /// The length of the main data in the record, in bytes.
     #[must_use]
     pub const fn main_data_length(&self) -> u32 {
-        self.main_length
+        self.layout.main_length
     }
 
     /// Whether the main data is longer than is kept of its kind (64 KiB; 16 MiB of transactions, locks and truncates), and therefore cut.
     #[must_use]
     pub const fn is_main_data_cut(&self) -> bool {
-        self.main.len() < index(self.main_length)
+        self.main.len() < index(self.layout.main_length)
     }
 
     /// The replication origin that the change came from.
     #[must_use]
     pub const fn origin(&self) -> Option<u16> {
-        self.origin
+        self.layout.origin
     }
 
     /// The transaction that the record's own transaction is a subtransaction of, if the record says so (`wal_level = logical`).
     #[must_use]
     pub const fn top_level_xid(&self) -> Option<TransactionId> {
-        self.top_level_xid
+        self.layout.top_level_xid
     }
 
     /// What the record did.
@@ -303,16 +303,14 @@ impl<'a> BodyParts<'a> {
     /// # Errors
     /// [`Error::MainDataCut`] if that is in the main data that was not kept; [`Error::Truncated`] or [`Error::RecordBody`] (corrupt) if the main data
     /// is not what the record's kind requires.
+    #[inline(always)]
     pub fn action(&self) -> Result<Action<'a>, Error> {
-        Action::parse(&self.header, self.main, self.major).map_err(|error| {
-            if self.is_main_data_cut() {
-                Error::MainDataCut {
-                    length: self.main_length,
-                }
-            } else {
-                error
-            }
-        })
+        match Action::parse(self.header, self.main, self.major) {
+            Err(_) if self.is_main_data_cut() => Err(Error::MainDataCut {
+                length: self.layout.main_length,
+            }),
+            action => action,
+        }
     }
 }
 
@@ -328,6 +326,7 @@ pub struct Blocks<'a> {
 impl Iterator for Blocks<'_> {
     type Item = BlockReference;
 
+    #[inline(always)]
     fn next(&mut self) -> Option<BlockReference> {
         while self.left > 0 {
             // The head was read before: nothing in it can be wrong any more.
@@ -336,8 +335,7 @@ impl Iterator for Blocks<'_> {
                 TOP_LEVEL_XID => self.head.u32("transaction").map(drop).ok()?,
                 id => {
                     self.left = self.left.saturating_sub(1);
-                    let (block, _) =
-                        parse_block(id, &mut self.head, self.relation, self.major).ok()?;
+                    let block = parse_block(id, &mut self.head, self.relation, self.major).ok()?;
                     self.relation = Some(block.relation);
                     return Some(block);
                 }
@@ -364,11 +362,12 @@ pub(crate) const fn kept_main_bytes(resource_manager: u8) -> usize {
 
 /// Where the main data begins in a body of that length with that head, if the head can be read.
 pub(crate) fn main_data_offset(head: &[u8], body_length: u32, major: Major) -> Option<u32> {
-    let (layout, _) = parse_head(head, body_length, major).ok()?;
+    let layout = skim_head(head, body_length, major)?;
     Some(body_length.saturating_sub(layout.main_length))
 }
 
 /// What a head says, but for the blocks.
+#[derive(Debug, Clone, Copy)]
 struct Layout {
     blocks: u8,
     main_length: u32,
@@ -376,80 +375,98 @@ struct Layout {
     top_level_xid: Option<TransactionId>,
 }
 
-/// Reads a whole head and checks that the body has the length that its parts add up to. Gives the first block too.
-#[inline]
-fn parse_head(
-    head: &[u8],
-    body_length: u32,
-    major: Major,
-) -> Result<(Layout, Option<BlockReference>), Error> {
-    let mut cursor = Cursor::new(head);
+/// Checks a whole head, and that the body has the length that its parts add up to. What the blocks are is read when it is asked for.
+#[inline(always)]
+fn skim_head(head: &[u8], body_length: u32, major: Major) -> Option<Layout> {
+    let mut rest = head;
     let mut layout = Layout {
         blocks: 0,
         main_length: 0,
         origin: None,
         top_level_xid: None,
     };
-    let mut first = None;
-    let mut last = None;
+    let mut last_id = None;
     // The bytes after the head that the parts so far promise.
     let mut promised = 0_u32;
-    loop {
-        let consumed = head.len().saturating_sub(cursor.len());
-        let left = body_length.saturating_sub(length(consumed));
-        if left <= promised {
+    let left =
+        |rest: &[u8]| body_length.saturating_sub(length(head.len().saturating_sub(rest.len())));
+    while left(rest) > promised {
+        let (&id, after) = rest.split_first()?;
+        if id <= MAX_BLOCK_ID {
+            if last_id.is_some_and(|last_id| id <= last_id) {
+                return None;
+            }
+            let (bytes, after) = skim_block(after, last_id.is_none(), major)?;
+            promised = promised.saturating_add(bytes);
+            layout.blocks = layout.blocks.saturating_add(1);
+            last_id = Some(id);
+            rest = after;
+        } else if id == MAIN_DATA_SHORT {
+            // The main data is the last part.
+            let (&main, after) = after.split_first()?;
+            layout.main_length = u32::from(main);
+            promised = promised.saturating_add(layout.main_length);
+            rest = after;
             break;
-        }
-        match cursor.u8("part")? {
-            MAIN_DATA_SHORT => layout.main_length = u32::from(cursor.u8("main data length")?),
-            MAIN_DATA_LONG => layout.main_length = cursor.u32("main data length")?,
-            ORIGIN => {
-                layout.origin = Some(cursor.u16("origin")?);
-                continue;
-            }
-            TOP_LEVEL_XID => {
-                layout.top_level_xid = Some(TransactionId(cursor.u32("transaction")?));
-                continue;
-            }
-            id if id <= MAX_BLOCK_ID => {
-                let before = last.map(|block: BlockReference| block.relation);
-                if last.is_some_and(|last| id <= last.id) {
-                    return Err(problem("block out of order"));
+        } else {
+            let mut cursor = Cursor::new(after);
+            match id {
+                ORIGIN => layout.origin = Some(cursor.u16("origin").ok()?),
+                TOP_LEVEL_XID => {
+                    let xid = cursor.u32("transaction").ok()?;
+                    layout.top_level_xid = Some(TransactionId(xid));
                 }
-                let (block, bytes) = parse_block(id, &mut cursor, before, major)?;
-                promised = promised.saturating_add(bytes);
-                layout.blocks = layout.blocks.saturating_add(1);
-                first = first.or(Some(block));
-                last = Some(block);
-                continue;
+                MAIN_DATA_LONG => layout.main_length = cursor.u32("main data length").ok()?,
+                _ => return None,
             }
-            _ => return Err(problem("part of an unknown kind")),
+            rest = cursor.rest();
+            if id == MAIN_DATA_LONG {
+                promised = promised.saturating_add(layout.main_length);
+                break;
+            }
         }
-        // The main data is the last part.
-        promised = promised.saturating_add(layout.main_length);
-        break;
     }
-    let consumed = head.len().saturating_sub(cursor.len());
-    if body_length.checked_sub(length(consumed)) != Some(promised) {
-        return Err(problem("length of its parts"));
-    }
-    Ok((layout, first))
+    (left(rest) == promised).then_some(layout)
 }
 
-/// Reads a block's part after its first byte; gives also the bytes after the head that it promises.
-#[inline]
+/// Checks a block's part after its first byte; gives the bytes after the head that it promises, and what follows the part.
+#[inline(always)]
+fn skim_block(part: &[u8], is_first: bool, major: Major) -> Option<(u32, &[u8])> {
+    let (&[flags, low, high], after) = part.split_first_chunk()?;
+    let data_length = u32::from(u16::from_le_bytes([low, high]));
+    if (flags & HAS_DATA != 0) != (data_length > 0) || flags & FORK_MASK > MAX_FORK {
+        return None;
+    }
+    let (image_length, after) = if flags & HAS_IMAGE != 0 {
+        skim_image(after, major)?
+    } else {
+        (0, after)
+    };
+    let after = if flags & SAME_RELATION == 0 {
+        after.split_first_chunk::<16>()?.1
+    } else if is_first {
+        return None;
+    } else {
+        after.split_first_chunk::<4>()?.1
+    };
+    Some((data_length.saturating_add(image_length), after))
+}
+
+fn skim_image(part: &[u8], major: Major) -> Option<(u32, &[u8])> {
+    let mut cursor = Cursor::new(part);
+    let image = parse_image(&mut cursor, major).ok()?;
+    Some((u32::from(image.length), cursor.rest()))
+}
+
+/// Reads a block's part after its first byte.
+#[inline(always)]
 fn parse_block(
     id: u8,
     cursor: &mut Cursor<'_>,
     before: Option<RelationLocator>,
     major: Major,
-) -> Result<(BlockReference, u32), Error> {
-    let flags = cursor.u8("block flags")?;
-    let data_length = cursor.u16("block data length")?;
-    let has_data = flags & HAS_DATA != 0;
-    if has_data != (data_length > 0) {
-        return Err(problem("block data without length, or the reverse"));
-    }
+) -> Result<BlockReference, Error> {
+    let [flags, low, high] = cursor.take_array("block flags and data length")?;
     let image = if flags & HAS_IMAGE != 0 {
         Some(parse_image(cursor, major)?)
     } else {
@@ -460,18 +477,16 @@ fn parse_block(
     } else {
         before.ok_or(problem("block of the relation before the first"))?
     };
-    let block = BlockReference {
+    Ok(BlockReference {
         id,
         relation,
         fork: Fork::from_number(u32::from(flags & FORK_MASK)).ok_or(problem("fork"))?,
         block: cursor.u32("block number")?,
         image,
-        has_data,
-        data_length,
+        has_data: flags & HAS_DATA != 0,
+        data_length: u16::from_le_bytes([low, high]),
         will_init: flags & WILL_INIT != 0,
-    };
-    let image_length = image.map_or(0, |image| u32::from(image.length));
-    Ok((block, image_length.saturating_add(u32::from(data_length))))
+    })
 }
 
 fn parse_image(cursor: &mut Cursor<'_>, major: Major) -> Result<BlockImage, Error> {
@@ -507,6 +522,7 @@ fn parse_image(cursor: &mut Cursor<'_>, major: Major) -> Result<BlockImage, Erro
 }
 
 impl RelationLocator {
+    #[inline]
     pub(crate) fn read(cursor: &mut Cursor<'_>) -> Result<Self, Error> {
         Ok(Self {
             tablespace: cursor.u32("tablespace")?,

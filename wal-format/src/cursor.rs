@@ -22,6 +22,11 @@ impl<'a> Cursor<'a> {
         self.rest.len()
     }
 
+    /// All bytes that are left.
+    pub(crate) const fn rest(&self) -> &'a [u8] {
+        self.rest
+    }
+
     /// The next `count` items of a list.
     pub(crate) fn list<T: ListItem>(
         &mut self,
@@ -45,6 +50,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// The next `N` bytes.
+    #[inline]
     pub(crate) fn take_array<const N: usize>(
         &mut self,
         field: &'static str,
@@ -58,6 +64,7 @@ impl<'a> Cursor<'a> {
     }
 
     /// The next `length` bytes.
+    #[inline]
     pub(crate) fn take(&mut self, length: usize, field: &'static str) -> Result<&'a [u8], Error> {
         let (bytes, rest) = self
             .rest

@@ -3,13 +3,14 @@
 //! Each first makes of its input something that passes the first checks (magic numbers, CRCs, lengths, links), for random bytes would
 //! never reach the code behind them; one input in four is left as it is.
 
-use crate::testing::{WalBuilder, control_file_crc};
+use crate::testing::{TestBlock, WalBuilder, control_file_crc, encode_body, main_data};
 use crate::{
-    BackupHistory, BackupLabel, ControlFile, DecoderConfig, Lsn, Major, PAGE_BYTES, SegmentName,
-    SegmentScanner, SegmentSize, Step, TimelineHistory, TimelineId, Timestamp, WalDecoder,
-    WalFileName, summarise_segment,
+    BackupHistory, BackupLabel, BlockReference, BodyParts, ControlFile, DecoderConfig, Lsn, Major,
+    PAGE_BYTES, SegmentName, SegmentScanner, SegmentSize, Step, TimelineHistory, TimelineId,
+    Timestamp, WalDecoder, WalFileName, summarise_segment,
 };
-use alloc::string::ToString;
+use alloc::format;
+use alloc::string::{String, ToString};
 use alloc::vec;
 use alloc::vec::Vec;
 
@@ -202,6 +203,118 @@ pub fn segment_summary(data: &[u8]) {
         let alone = summarise_segment(config, start, segment);
         assert!(number != 0 || alone == Ok(streamed));
     }
+}
+
+/// Writes one record: a body as it stands, or one whose head fits.
+fn record_of(input: &mut Input<'_>, wal: &mut WalBuilder) {
+    let kind = input.byte();
+    let manager = match input.byte() % 24 {
+        extension @ 22.. => extension.saturating_add(110),
+        built_in => built_in,
+    };
+    let info = input.byte();
+    let length = usize::from(input.byte());
+    let mut bytes = input.bytes(length).to_vec();
+    if kind & 0x10 != 0 {
+        // Over pages and segments, and longer than is kept.
+        bytes.resize(
+            bytes
+                .len()
+                .saturating_add(usize::from(kind).saturating_mul(900)),
+            kind,
+        );
+    }
+    let block = |id: u8, input: &mut Input<'_>| {
+        let mut block = TestBlock::new(id, [input.byte().into(), 5, input.number()], 9, &[]);
+        block.flags = input.byte() & 0xC3;
+        block.data = vec![id; usize::from(input.byte())];
+        block.image = (block.flags & 1 != 0).then(|| {
+            let hole = input.byte();
+            let compressed = (hole & 0x0C != 0 && hole & 1 != 0).then_some(100);
+            (
+                vec![hole; 5000],
+                u16::from(hole & 1),
+                hole & 0x0F,
+                compressed,
+            )
+        });
+        block
+    };
+    let body = match kind & 3 {
+        0 => bytes,
+        1 => main_data(&bytes),
+        count => {
+            let blocks: Vec<TestBlock> = (0..count).map(|id| block(id, input)).collect();
+            let parts: &[u8] = if kind & 4 != 0 {
+                &[253, 1, 0, 252, 8, 0, 0, 0]
+            } else {
+                &[]
+            };
+            encode_body(parts, &blocks, &bytes)
+        }
+    };
+    wal.record(manager, info, 7, &body);
+}
+
+/// Any cut of any WAL gives the same bodies, and what they say fits together.
+pub fn record_body(data: &[u8]) {
+    let mut input = Input { rest: data };
+    let mode = input.byte();
+    let major = Major::ALL
+        .into_iter()
+        .nth(usize::from(mode) % 5)
+        .unwrap_or(Major::V18);
+    let piece = usize::from(input.byte())
+        .saturating_mul(61)
+        .saturating_add(1);
+    let mut wal = WalBuilder::new(major, SegmentSize::MIN, START, Lsn(0x1_0000_0028));
+    while !input.rest.is_empty() && wal.bytes().len() < MAX_WAL_BYTES {
+        record_of(&mut input, &mut wal);
+    }
+    let bytes = wal.into_bytes();
+    let config = DecoderConfig {
+        segment_size: SegmentSize::MIN,
+        system_identifier: None,
+        major: None,
+    };
+    let decode = |piece: usize| {
+        let mut seen = Vec::new();
+        if let Ok(mut decoder) = WalDecoder::new(config, START) {
+            for piece in bytes.chunks(piece) {
+                decoder.push_records(piece, |step, body| {
+                    let told = body.map(|body| body.parse().map(|parts| told_by(&parts)));
+                    seen.push((step, told));
+                });
+            }
+        }
+        seen
+    };
+    assert!(decode(usize::MAX) == decode(piece));
+}
+
+/// What a body says, as text; checks what must always hold.
+fn told_by(parts: &BodyParts<'_>) -> String {
+    let blocks: Vec<BlockReference> = parts.blocks().collect();
+    assert_eq!(parts.blocks().len(), blocks.len());
+    assert_eq!(parts.first_block(), blocks.first().copied());
+    assert!(blocks.is_sorted_by_key(|block| block.id));
+    let of_blocks: u32 = blocks
+        .iter()
+        .map(|block| {
+            let image = block.image.map_or(0, |image| image.length);
+            u32::from(image).saturating_add(u32::from(block.data_length))
+        })
+        .fold(0, u32::saturating_add);
+    let data = of_blocks.saturating_add(parts.main_data_length());
+    assert!(data <= parts.header().body_length());
+    let main = parts.main_data();
+    assert_eq!(
+        parts.is_main_data_cut(),
+        main.len() != crate::cursor::index(parts.main_data_length())
+    );
+    let origin = (parts.origin(), parts.top_level_xid());
+    // Its lists are read to their ends.
+    format!("{origin:?} {blocks:?} {} {:?}", main.len(), parts.action())
 }
 
 /// A history that can be read is written so that it reads the same, and its answers agree with each other.

@@ -23,6 +23,7 @@ mod body;
 mod control_file;
 mod crc;
 mod cursor;
+mod data_page;
 mod error;
 mod file_name;
 mod list;
@@ -43,6 +44,7 @@ pub use body::{
     RelationLocator,
 };
 pub use control_file::{ClusterState, ControlFile};
+pub use data_page::{DATA_PAGE_BYTES, DataPage};
 pub use error::Error;
 pub use file_name::{SegmentName, WalFileName};
 pub use list::{List, ListItem};

@@ -12,6 +12,7 @@
 //! | 18 | 2 | | padding |
 //! | 20 | 4 | `xl_crc` | CRC-32C of the body, then of the 20 bytes before this field |
 
+use crate::crc::HEADER_BYTES;
 use crate::step::InvalidReason;
 use crate::{Lsn, Major, RecordKind};
 use core::fmt;
@@ -19,8 +20,6 @@ use core::fmt;
 /// The size of a record header in bytes.
 pub(crate) const RECORD_HEADER_BYTES: usize = 24;
 const RECORD_HEADER_LENGTH: u32 = 24;
-/// The part of it that the CRC covers.
-const CRC_COVERED_BYTES: usize = 20;
 
 /// The number of a transaction (32 bits, wraps around). 0 means none.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -96,10 +95,8 @@ impl RecordHeader {
 
     /// The bytes that the CRC covers after the body.
     #[inline]
-    pub(crate) fn crc_covered(bytes: &[u8; RECORD_HEADER_BYTES]) -> &[u8] {
-        bytes
-            .first_chunk::<CRC_COVERED_BYTES>()
-            .map_or(&[], |covered| covered)
+    pub(crate) fn crc_covered(bytes: &[u8; RECORD_HEADER_BYTES]) -> &[u8; HEADER_BYTES] {
+        bytes.first_chunk().unwrap_or(&[0; HEADER_BYTES])
     }
 
     /// Bytes after the header.

@@ -27,6 +27,11 @@ fn wal_stream() {
 }
 
 #[test]
+fn record_body() {
+    replay("record_body", fuzzing::record_body);
+}
+
+#[test]
 fn segment_summary() {
     replay("segment_summary", fuzzing::segment_summary);
 }

@@ -4,9 +4,12 @@
 //! after every failure that time can heal. Does not own the loop over one timeline's bytes (`stream.rs`), what the server is told
 //! (`progress.rs`) or where to resume (`resume.rs`).
 
+mod roll_up;
 mod stream;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use repository::cluster::ClusterDocument;
@@ -23,6 +26,7 @@ use crate::error::ServerErrorKind;
 use crate::replication::{Connection, ConnectionInfo, Mode, Started, SystemIdentity};
 use crate::resume::{RepositoryEnd, ResumePoint, ServerPosition, plan_resume};
 use crate::server_identity::check_identity;
+use crate::synchronous::{CommitSettings, names_match};
 use crate::upload::{Uploader, error_text};
 use crate::{Error, Result};
 
@@ -83,6 +87,10 @@ pub struct Receiver {
     stop: watch::Receiver<bool>,
     connected_once: bool,
     slot_busy_since: Option<Instant>,
+    /// Where the first WAL that is not valid was received; 0 for none.
+    first_invalid: Arc<AtomicU64>,
+    /// Once it runs.
+    roll_ups: Option<roll_up::RollUps>,
 }
 
 /// Why a session ended without an error.
@@ -128,19 +136,28 @@ impl Receiver {
             stop,
             connected_once: false,
             slot_busy_since: None,
+            first_invalid: Arc::default(),
+            roll_ups: None,
         })
     }
 
-    /// Receives until asked to stop. Connections that break are made again.
+    /// Receives until asked to stop. Connections that break are made again. Gives the place of the first WAL that was not valid, if any was:
+    /// it is stored and marked.
     ///
     /// # Errors
     /// What time does not heal: another server or a rolled-back one (`Conflict`), a broken format (`Corrupt`), and, before the first
     /// connection, settings that do not work (`Config`).
-    pub async fn run(mut self) -> Result<()> {
+    pub async fn run(mut self) -> Result<Option<Lsn>> {
         let reminder = tokio::spawn(remind_of_backup(self.uploader.clone(), self.cluster));
+        let repository = self.uploader.repository().clone();
+        let (roll_ups, keeper) = roll_up::RollUps::start(repository, self.cluster, self.size);
+        self.roll_ups = Some(roll_ups);
         let result = self.keep_receiving().await;
         reminder.abort();
-        result
+        keeper.abort();
+        result?;
+        let invalid = self.first_invalid.load(Ordering::Relaxed);
+        Ok((invalid > 0).then(|| Lsn::new(invalid)))
     }
 
     async fn keep_receiving(&mut self) -> Result<()> {
@@ -202,6 +219,9 @@ impl Receiver {
             .await?;
         self.connected_once = true;
         let catalog = self.uploader.repository().list(self.cluster).await?;
+        if let Some(roll_ups) = &self.roll_ups {
+            roll_ups.catch_up(&catalog);
+        }
         let stored = repository_end(&catalog, self.size, server.restart_lsn);
         let mut point = plan_resume(self.size, &server, stored)?;
         tracing::info!(
@@ -276,24 +296,24 @@ impl Receiver {
         }
     }
 
-    /// Whether every byte is to be stored at once: because the user says so, or because commits wait for us anyhow. Only the server's own
-    /// settings can be seen from here, not those of roles, databases and sessions.
+    /// Whether every byte is to be stored at once: because the user says so, or because commits wait for us anyhow.
     async fn is_waited_for(&self, connection: &mut Connection) -> Result<bool> {
         let wanted = self.config.rpo == Rpo::Sync;
+        let own = &self.config.connection;
         let names = connection.show("synchronous_standby_names").await?;
-        if !names_match(&names, &self.config.connection.application_name) {
+        if !names_match(&names, &own.application_name) {
             if wanted {
                 tracing::warn!(
                     synchronous_standby_names = names,
-                    application_name = self.config.connection.application_name,
+                    application_name = own.application_name,
                     "rpo is sync, but the server does not wait for this receiver: its synchronous_standby_names do not name it"
                 );
             }
             return Ok(wanted);
         }
-        if connection.show("synchronous_commit").await? == "remote_apply" {
-            return Err(Error::RemoteApply);
-        }
+        self.commit_settings(connection)
+            .await?
+            .refuse_remote_apply()?;
         if !wanted {
             tracing::warn!(
                 synchronous_standby_names = names,
@@ -301,6 +321,29 @@ impl Receiver {
             );
         }
         Ok(true)
+    }
+
+    /// How commits wait, as far as can be seen: a role that may only replicate is let into no database, and sees the server's settings alone.
+    async fn commit_settings(&self, replication: &mut Connection) -> Result<CommitSettings> {
+        let mut info = self.config.connection.clone();
+        info.database.get_or_insert_with(|| "postgres".to_owned());
+        let asked = async {
+            let mut sql = Connection::connect(&info, Mode::Sql).await?;
+            CommitSettings::ask(&mut sql).await
+        };
+        match asked.await {
+            Ok(settings) => Ok(settings),
+            Err(error) => {
+                tracing::warn!(
+                    error = error_text(&error),
+                    "the settings of roles and databases cannot be seen: nobody may set synchronous_commit = remote_apply while commits wait for this receiver"
+                );
+                Ok(CommitSettings {
+                    server: replication.show("synchronous_commit").await?,
+                    ..CommitSettings::default()
+                })
+            }
+        }
     }
 
     /// Where the server is, its slot (made if it is missing), and its history, stored before any WAL of it.
@@ -497,16 +540,6 @@ impl Histories {
     }
 }
 
-/// Whether a server with these `synchronous_standby_names` may wait for a receiver of this name. Names are compared without case, as
-/// the server does; the words of the syntax (`FIRST`, `ANY`) and numbers are taken for names, which errs on the side of storing at once.
-fn names_match(setting: &str, application_name: &str) -> bool {
-    let part_of_a_name = |c: char| c.is_alphanumeric() || matches!(c, '_' | '-' | '.' | '$' | ' ');
-    setting
-        .split(|c: char| !part_of_a_name(c) && c != '*')
-        .map(str::trim)
-        .any(|name| name == "*" || name.eq_ignore_ascii_case(application_name))
-}
-
 /// Where the repository's WAL ends: before the first hole that the slot can still fill, else behind everything.
 fn repository_end(
     catalog: &Catalog,
@@ -557,23 +590,6 @@ mod tests {
     fn memory_for_segments_stays_within_the_budget() {
         let in_flight = |mib: u32| segments_in_flight(SegmentSize::new(mib << 20).unwrap());
         assert_eq!([1, 16, 32, 64, 1024].map(in_flight), [4, 4, 2, 1, 1]);
-    }
-
-    #[test]
-    fn a_name_or_a_star_among_the_synchronous_standbys_is_us() {
-        for setting in [
-            "walden",
-            "a, Walden",
-            "ANY 1 (s1, \"walden\")",
-            "*",
-            "FIRST 2 (*)",
-            "2 (a,walden)",
-        ] {
-            assert!(names_match(setting, "walden"), "{setting}");
-        }
-        for setting in ["", "walden2", "FIRST 1 (a, b)"] {
-            assert!(!names_match(setting, "walden"), "{setting}");
-        }
     }
 
     #[test]

@@ -1,16 +1,22 @@
 //! One timeline's bytes: from the connection through the assembler to durable objects, and the answers to the server.
 //!
 //! Owns the loop, its jobs and its clock. One task owns all state; dropping it at any await is as good as a crash.
+//!
+//! Objects are stored in the order of their WAL, so that wherever we are cut off, what is stored has no hole: a restore to `latest` must not
+//! depend on our coming back to fill one. Only the sealing goes on beside.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use repository::Stored;
 use repository::key::ObjectKey;
 use repository::sealed::Facts;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use wal_format::{DecoderConfig, Lsn, SegmentNumber, TimelineId, Timestamp};
 
+use super::roll_up::{RollUps, StoredSegment};
 use super::{OnInvalid, Receiver, ResumePoint, Rpo, StoredRecords, segments_in_flight};
 use crate::assembler::{AssembledSegment, Assembler};
 use crate::progress::{Positions, Progress};
@@ -70,6 +76,8 @@ pub(super) struct Streaming {
     tail: TailSchedule,
     jobs: JoinSet<Result<Done>>,
     segments_in_flight: usize,
+    /// Answers once the last full segment is stored.
+    last_segment: Option<oneshot::Receiver<()>>,
     spare: Vec<Vec<u8>>,
     /// What the server was told last, and when.
     told: Option<(Positions, Instant)>,
@@ -86,7 +94,9 @@ struct Facets {
     pg_version: u16,
     sync: bool,
     on_invalid: OnInvalid,
+    first_invalid: Arc<AtomicU64>,
     stop: watch::Receiver<bool>,
+    roll_ups: Option<RollUps>,
     max_in_flight: usize,
 }
 
@@ -115,7 +125,9 @@ impl Streaming {
                     .map_or(0, |major| u16::try_from(major.number()).unwrap_or(0)),
                 sync,
                 on_invalid: receiver.config.on_invalid,
+                first_invalid: Arc::clone(&receiver.first_invalid),
                 stop: receiver.stop.clone(),
+                roll_ups: receiver.roll_ups.clone(),
                 max_in_flight: segments_in_flight(receiver.size),
             },
             decoder,
@@ -124,6 +136,7 @@ impl Streaming {
             tail: TailSchedule::new(interval),
             jobs: JoinSet::new(),
             segments_in_flight: 0,
+            last_segment: None,
             spare: Vec::new(),
             told: None,
             reply_owed: false,
@@ -202,7 +215,9 @@ impl Streaming {
                 STATUS_INTERVAL
             }
         });
-        [self.tail.due(), self.stop_by]
+        // A chunk that has to wait for its turn is started when a segment is stored.
+        let tail = self.tail.due().filter(|_| self.segments_in_flight == 0);
+        [tail, self.stop_by]
             .into_iter()
             .flatten()
             .fold(status, Instant::min)
@@ -220,6 +235,11 @@ impl Streaming {
                         at: invalid.at,
                         reason: invalid.reason,
                     });
+                }
+                let first = &self.receiver.first_invalid;
+                // One task receives: nobody else writes it.
+                if first.load(Ordering::Relaxed) == 0 {
+                    first.store(invalid.at.as_u64(), Ordering::Relaxed);
                 }
                 if !self.reported_invalid {
                     self.reported_invalid = true;
@@ -249,11 +269,24 @@ impl Streaming {
         let uploader = self.receiver.uploader.clone();
         let facts = self.facts(key, &segment);
         let number = segment.number;
+        let roll_ups = self.receiver.roll_ups.clone();
         self.segments_in_flight += 1;
+        let (is_stored, last_segment) = oneshot::channel();
+        let before = self.last_segment.replace(last_segment);
         self.jobs.spawn(async move {
             let (sealed, spare) = uploader.seal(facts, segment.plain).await?;
+            wait_for_turn(before).await;
             let stored = uploader.put(&sealed).await?;
+            // Nobody waits if no segment follows yet.
+            is_stored.send(()).unwrap_or_default();
             tracing::debug!(segment = %segment.name, already = stored == Stored::Already, bytes = sealed.stored_size(), "segment stored");
+            if let Some(roll_ups) = roll_ups {
+                roll_ups.stored(StoredSegment {
+                    name: segment.name,
+                    stored_size: sealed.stored_size(),
+                    wal: segment.descriptor,
+                });
+            }
             Ok(Done::Segment { number, spare })
         });
     }
@@ -269,6 +302,10 @@ impl Streaming {
     /// Seals the tail chunk that is due, if one is, and starts to store it. Sealing happens here: the bytes are in the open segment's
     /// buffer, a copy of them would cost as much.
     fn start_tail_chunk(&mut self) -> Result<()> {
+        // It could not be reported before those are stored.
+        if self.segments_in_flight > 0 {
+            return Ok(());
+        }
         let Some(range) = self.tail.take(self.assembler.offset(), Instant::now()) else {
             return Ok(());
         };
@@ -378,8 +415,10 @@ impl Streaming {
             };
             let uploader = self.receiver.uploader.clone();
             let number = partial.number;
+            let before = self.last_segment.take();
             self.jobs.spawn(async move {
                 let (sealed, spare) = uploader.seal(facts, partial.plain).await?;
+                wait_for_turn(before).await;
                 uploader.put(&sealed).await?;
                 Ok(Done::Segment { number, spare })
             });
@@ -401,5 +440,14 @@ impl Streaming {
             }
         }
         Ok(())
+    }
+}
+
+/// Until the segment before is stored. If that fails its error ends the stream, and with it all who wait here.
+async fn wait_for_turn(before: Option<oneshot::Receiver<()>>) {
+    if let Some(before) = before
+        && before.await.is_err()
+    {
+        std::future::pending::<()>().await;
     }
 }

@@ -1,17 +1,9 @@
 //! Servers of this machine for the tests of this crate. The project's own test support is the binary's; this needs only what `pitr` has.
-#![allow(
-    dead_code,
-    unreachable_pub,
-    missing_docs,
-    clippy::allow_attributes,
-    reason = "each test binary uses a part of it"
-)]
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 #![expect(clippy::print_stderr, reason = "a test says when it could not run")]
 
 use pitr::postgres::{
-    Owner, PidFile, RecoveryState, ServerAddress, ServerBinaries, ServerProbe, ServerStatus,
-    find_server_binaries,
+    Owner, PidFile, ServerAddress, ServerBinaries, ServerStatus, find_server_binaries,
 };
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
@@ -19,13 +11,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-pub struct Psql {
+pub(crate) struct Psql {
     /// Where psql is.
-    pub binaries: ServerBinaries,
+    pub(crate) binaries: ServerBinaries,
 }
 
 impl Psql {
-    pub fn ask(&self, address: &ServerAddress, sql: &str) -> Result<String, String> {
+    pub(crate) fn ask(&self, address: &ServerAddress, sql: &str) -> Result<String, String> {
         let output = Command::new(self.binaries.folder.join("psql"))
             .args([
                 "-XAtq",
@@ -54,24 +46,8 @@ impl Psql {
     }
 }
 
-impl ServerProbe for Psql {
-    async fn recovery_state(&self, address: &ServerAddress) -> Result<RecoveryState, String> {
-        let answer = self.ask(
-            address,
-            "select pg_is_in_recovery(), pg_last_wal_replay_lsn(), \
-             case when pg_is_in_recovery() then pg_get_wal_replay_pause_state() end",
-        )?;
-        let words: Vec<&str> = answer.split('|').collect();
-        Ok(RecoveryState {
-            in_recovery: words[0] == "t",
-            replay_lsn: words[1].parse().ok(),
-            paused: words[2] == "paused",
-        })
-    }
-}
-
 /// Where `scripts/setup` puts servers, or where the system has them.
-pub async fn binaries(major: u32) -> Option<ServerBinaries> {
+pub(crate) async fn binaries(major: u32) -> Option<ServerBinaries> {
     let cache = std::env::var_os("WALDEN_CACHE_DIR").map_or_else(
         || Path::new(env!("CARGO_MANIFEST_DIR")).join("../.cache"),
         PathBuf::from,
@@ -86,7 +62,7 @@ pub async fn binaries(major: u32) -> Option<ServerBinaries> {
 }
 
 /// Stops whatever still runs in a data directory when the test ends, however it ends.
-pub struct Guard(pub PathBuf);
+pub(crate) struct Guard(pub(crate) PathBuf);
 
 impl Drop for Guard {
     fn drop(&mut self) {
@@ -97,7 +73,7 @@ impl Drop for Guard {
     }
 }
 
-pub async fn wait_until_ready(data: &Path) -> ServerAddress {
+pub(crate) async fn wait_until_ready(data: &Path) -> ServerAddress {
     for _ in 0..400 {
         match PidFile::read(data) {
             Some(file) if file.status == ServerStatus::Ready => return file.address,
@@ -110,7 +86,7 @@ pub async fn wait_until_ready(data: &Path) -> ServerAddress {
     );
 }
 
-pub fn run(owner: Option<Owner>, program: &Path, arguments: &[&str]) {
+pub(crate) fn run(owner: Option<Owner>, program: &Path, arguments: &[&str]) {
     let mut command = Command::new(program);
     command.args(arguments).current_dir("/");
     if let Some(owner) = owner {
@@ -124,7 +100,7 @@ pub fn run(owner: Option<Owner>, program: &Path, arguments: &[&str]) {
     );
 }
 
-pub fn give_away(path: &Path, owner: Option<Owner>) {
+pub(crate) fn give_away(path: &Path, owner: Option<Owner>) {
     if let Some(owner) = owner {
         chown(path, Some(owner.user), Some(owner.group)).unwrap();
     }

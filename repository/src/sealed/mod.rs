@@ -3,7 +3,7 @@
 //! Owns the order of the work and every check on the way back. Does not own where objects are stored (`store.rs`), where keys come
 //! from (`identity.rs`), or what the plain bytes mean. The format is in `docs/repository-format.md`, "Sealed objects".
 
-mod frame;
+pub(crate) mod frame;
 mod header;
 mod payload;
 mod pool;
@@ -169,6 +169,45 @@ pub fn read_descriptor(key: &ObjectKey, head: &[u8]) -> Result<Descriptor> {
     Ok(descriptor)
 }
 
+/// Holds an object as it is stored against what it says of itself: its place, its size, the checksums of header and payload. Needs no
+/// key, and therefore finds accidents only.
+///
+/// # Errors
+/// `Corrupt`: damaged, cut off, misplaced or without a descriptor. `Config`: written by a later version.
+pub fn check_stored(key: &ObjectKey, object: &[u8]) -> Result<Descriptor> {
+    parse_stored(key, object).map(|(descriptor, ..)| descriptor)
+}
+
+/// As [`check_stored`], with the header's length and how to get at the payload.
+fn parse_stored(key: &ObjectKey, object: &[u8]) -> Result<(Descriptor, usize, Protection)> {
+    let name = key.to_string();
+    let damaged = |what: String| Error::Damaged {
+        key: name.clone(),
+        what,
+    };
+    let Header {
+        descriptor,
+        length,
+        protection,
+    } = header::parse(object, &name)?;
+    let descriptor = descriptor.ok_or_else(|| Error::NoDescriptor { key: name.clone() })?;
+    descriptor.check_place(key)?;
+    let payload = object.get(length..).unwrap_or_default();
+    if payload.len() as u64 != descriptor.payload_size {
+        return Err(damaged(format!(
+            "cut off or grown: {} bytes follow the header, {} were stored",
+            payload.len(),
+            descriptor.payload_size
+        )));
+    }
+    if crc32fast::hash(payload) != descriptor.payload_crc32 {
+        return Err(damaged(
+            "the checksum of the stored bytes does not fit".into(),
+        ));
+    }
+    Ok((descriptor, length, protection))
+}
+
 /// How objects are opened.
 #[derive(Clone, Debug, Default)]
 pub struct OpenPolicy {
@@ -198,25 +237,7 @@ impl OpenPolicy {
             key: name.clone(),
             what,
         };
-        let Header {
-            descriptor,
-            length,
-            protection,
-        } = header::parse(&object, &name)?;
-        let descriptor = descriptor.ok_or_else(|| Error::NoDescriptor { key: name.clone() })?;
-        descriptor.check_place(key)?;
-        let stored = (object.len() - length) as u64;
-        if stored != descriptor.payload_size {
-            return Err(damaged(format!(
-                "cut off or grown: {stored} bytes follow the header, {} were stored",
-                descriptor.payload_size
-            )));
-        }
-        if crc32fast::hash(&object[length..]) != descriptor.payload_crc32 {
-            return Err(damaged(
-                "the checksum of the stored bytes does not fit".into(),
-            ));
-        }
+        let (descriptor, length, protection) = parse_stored(key, &object)?;
         self.unseal(&name, object, length, &protection, limit, plain)?;
         if plain.len() as u64 != descriptor.plain_size {
             return Err(damaged(format!(

@@ -25,6 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
@@ -363,11 +364,55 @@ impl Store {
         })
     }
 
+    /// As [`Store::list`], for folders that may hold very much: what does not fit one page is listed folder by folder for `levels` levels,
+    /// and everything below those at once, several requests at a time.
+    ///
+    /// # Errors
+    /// As [`Store::list`].
+    pub async fn list_wide(&self, folder: &str, levels: usize) -> Result<Vec<Listed>> {
+        let mut pages = self.pages(folder, None)?;
+        let first = pages.next().await?.unwrap_or_default();
+        if pages.next.is_none() {
+            return Ok(first);
+        }
+        let mut all = Vec::new();
+        let mut folders = vec![folder.to_owned()];
+        for _ in 0..levels {
+            let requests = folders
+                .into_iter()
+                .map(|folder| async move { self.level(&folder).await });
+            let mut found = futures_util::stream::iter(requests).buffered(MAX_CONCURRENT_REQUESTS);
+            let mut deeper = Vec::new();
+            while let Some((objects, folders)) = found.try_next().await? {
+                all.extend(objects);
+                deeper.extend(folders);
+                self.limited(all.len(), folder)?;
+            }
+            drop(found);
+            folders = deeper;
+        }
+        let requests = folders
+            .into_iter()
+            .map(|folder| async move { self.list(&folder).await });
+        let mut found = futures_util::stream::iter(requests).buffered(MAX_CONCURRENT_REQUESTS);
+        while let Some(objects) = found.try_next().await? {
+            all.extend(objects);
+            self.limited(all.len(), folder)?;
+        }
+        all.sort_unstable_by(|one, other| one.path.cmp(&other.path));
+        Ok(all)
+    }
+
     /// Full paths of the folders directly below `folder`, in byte order, without closing slashes.
     ///
     /// # Errors
     /// As [`Store::list`].
     pub async fn list_folders(&self, folder: &str) -> Result<Vec<String>> {
+        Ok(self.level(folder).await?.1)
+    }
+
+    /// The objects directly in `folder`, and the folders there.
+    async fn level(&self, folder: &str) -> Result<(Vec<Listed>, Vec<String>)> {
         if !folder.is_empty() {
             checked(folder)?;
         }
@@ -377,17 +422,18 @@ impl Store {
             delimited: true,
             token: None,
         };
-        let mut folders = Vec::new();
+        let (mut objects, mut folders) = (Vec::new(), Vec::new());
         loop {
             let page = self.page(&request).await?;
+            objects.extend(page.objects);
             folders.extend(page.folders);
-            self.limited(folders.len(), folder)?;
+            self.limited(objects.len().saturating_add(folders.len()), folder)?;
             let Some(token) = page.token else { break };
             request.token = Some(token);
         }
         folders.sort_unstable();
         folders.dedup();
-        Ok(folders)
+        Ok((objects, folders))
     }
 
     async fn read(&self, path: &str, range: Option<Range<u64>>, limit: u64) -> Result<Fetched> {

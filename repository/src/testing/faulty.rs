@@ -37,6 +37,27 @@ pub struct FaultPlan {
     pub flip: u16,
     /// A switch that makes every request stall while it is on.
     pub outage: Outage,
+    /// Counts what is asked.
+    pub requests: RequestCount,
+}
+
+/// How many requests were made. Clones count together.
+#[derive(Clone, Debug, Default)]
+pub struct RequestCount {
+    by_kind: Arc<Mutex<HashMap<&'static str, u64>>>,
+}
+
+impl RequestCount {
+    /// Requests of a kind so far: `put`, `fetch`, `head`, `list`.
+    pub fn of(&self, kind: &str) -> u64 {
+        let counts = self.by_kind.lock().unwrap_or_else(PoisonError::into_inner);
+        counts.get(kind).copied().unwrap_or(0)
+    }
+
+    fn add(&self, kind: &'static str) {
+        let mut counts = self.by_kind.lock().unwrap_or_else(PoisonError::into_inner);
+        *counts.entry(kind).or_default() += 1;
+    }
 }
 
 /// A switch: while it is on, no request gets an answer. Clones are the same switch.
@@ -89,7 +110,8 @@ impl FaultyBackend {
         }
     }
 
-    fn dice(&self, kind: &str, path: &str) -> Dice {
+    fn dice(&self, kind: &'static str, path: &str) -> Dice {
+        self.plan.requests.add(kind);
         let request = format!("{kind} {path}");
         // FNV-1a: any fixed hash will do.
         let hash = request

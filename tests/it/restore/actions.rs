@@ -2,20 +2,10 @@
 
 use super::{DEADLINE, Source};
 use crate::support::oracle::{Oracle, assert_same_rows, rows};
-use crate::support::postgres::{Server, Stop};
+use crate::support::postgres::{Server, Stop, append};
 use crate::support::wal_dump::Target;
 use crate::support::walden::wait_until_stored;
-use std::fs;
-use std::io::Write;
-use std::path::Path;
 use std::time::Duration;
-
-/// Adds settings that count over those there are.
-fn set(data: &Path, settings: &str) {
-    let path = data.join("postgresql.auto.conf");
-    let mut file = fs::File::options().append(true).open(path).unwrap();
-    file.write_all(settings.as_bytes()).unwrap();
-}
 
 fn ends_as_it_is_told(major: u32) {
     let source = Source::start(Server::builder(major).wal_segment_mib(1), true, None);
@@ -76,7 +66,8 @@ fn ends_as_it_is_told(major: u32) {
         "{}",
         copy.log()
     );
-    set(&restored.data, "recovery_target_action = 'pause'\n");
+    let settings = restored.data.join("postgresql.auto.conf");
+    append(&settings, "recovery_target_action = 'pause'\n");
     copy.start();
     assert_same_rows("shutdown", &expected, &rows(&copy));
     copy.stop(Stop::Fast, DEADLINE);

@@ -1,13 +1,32 @@
 //! A restored server leaves its source, and whatever that was connected to, alone.
 
 use super::{DEADLINE, Source};
-use crate::support::postgres::Server;
+use crate::support::postgres::{Server, Stop, append};
 use crate::support::scratch::Scratch;
 use crate::support::wait_until;
 use crate::support::walden::wait_until_stored;
 use rustix::process::Signal;
 use std::fs;
 use std::time::Duration;
+
+/// Lines that a source's `postgresql.conf` may have got since it was started; each would make the restored server fail, wait, or touch
+/// what is not its own.
+const HARMFUL_LINES: &str = "
+data_directory = '/nonexistent/prod'
+hba_file = '/nonexistent/pg_hba.conf'
+ident_file = '/nonexistent/pg_ident.conf'
+external_pid_file = '/nonexistent/prod.pid'
+include '/nonexistent/override.conf'
+include_dir '/nonexistent/conf.d'
+ssl = on
+log_directory = '/nonexistent/log'
+unix_socket_group = 'no_such_group'
+";
+/// And its `postgresql.auto.conf`, from an earlier restore or by hand.
+const HARMFUL_LINES_OF_ITS_OWN: &str = "
+recovery_target_time = 'garbage'
+walden.restored_from = 'an earlier one'
+";
 
 /// The settings of a restored server whose source had every value that would do harm.
 fn leaves_the_source_alone(major: u32) {
@@ -51,6 +70,20 @@ fn leaves_the_source_alone(major: u32) {
         .map(|(name, value)| format!("alter system set {name} = {value};\n"))
         .collect();
     server.psql(&format!("{statements} select pg_reload_conf()"));
+    // Each process reads the files by itself: the ones that matter must have done so before lines are added that they must not read.
+    wait_until("the settings are in effect", DEADLINE, || {
+        let state = server.psql(
+            "select current_setting('synchronous_standby_names'), sync_state from pg_stat_replication",
+        );
+        (state == "*|sync").then_some(())
+    });
+    append(
+        &server.data_directory().join("postgresql.conf"),
+        HARMFUL_LINES,
+    );
+    let own = server.data_directory().join("postgresql.auto.conf");
+    append(&own, HARMFUL_LINES_OF_ITS_OWN);
+    fs::write(server.data_directory().join("standby.signal"), "").unwrap();
     source.backup();
     server.psql("create table t as select generate_series(1, 100) as n; select pg_switch_wal()");
     server.psql("insert into t values (101)");
@@ -78,10 +111,20 @@ fn leaves_the_source_alone(major: u32) {
         ("max_wal_senders", "10"),
         ("max_locks_per_transaction", "64"),
         ("max_logical_replication_workers", "0"),
+        ("recovery_target_time", ""),
+        ("data_directory", restored.data.to_str().unwrap()),
+        ("external_pid_file", ""),
+        ("ssl", "off"),
     ] {
         assert_eq!(copy.psql(&format!("show {name}")), wanted, "{name}");
     }
-    assert_ne!(copy.psql("show walden.restored_from"), "");
+    let wrong = "select name, error from pg_file_settings where error is not null";
+    assert_eq!(copy.psql(wrong), "");
+    let from = copy.psql("show walden.restored_from");
+    assert!(
+        from.contains(restored.said["backup"].as_str().unwrap()),
+        "{from}"
+    );
 
     copy.psql("select pg_wal_replay_resume()");
     wait_until("the restored server is open for writing", DEADLINE, || {
@@ -97,7 +140,17 @@ fn leaves_the_source_alone(major: u32) {
     }
     let archived = fs::read_to_string(marks.join("archived")).unwrap();
     let own = server.data_directory().to_str().unwrap();
+    assert!(archived.lines().count() > 0, "the source archives");
     assert!(archived.lines().all(|line| line == own), "{archived}");
+
+    // Nothing of the restore is in the way of its next start.
+    let mut copy = Server::over_directory(major, &restored.data);
+    copy.start();
+    assert_eq!(
+        copy.psql("select count(*), pg_is_in_recovery() from t"),
+        "102|f"
+    );
+    copy.stop(Stop::Fast, DEADLINE);
 }
 
 #[test]

@@ -196,5 +196,14 @@ fn a_commit_that_waited_for_us_is_in_the_repository() {
             "{}",
             refused.stderr
         );
+        // Set for one role, which no replication connection shows.
+        server.psql("ALTER SYSTEM RESET synchronous_commit");
+        server.psql("SELECT pg_reload_conf()");
+        server.psql("SET synchronous_commit = local; CREATE ROLE etl; ALTER ROLE etl SET synchronous_commit = 'remote_apply'");
+        let refused = site.walden.run(["run"]).expect_code(2);
+        assert!(refused.stderr.contains("role \"etl\""), "{refused}");
+        let checked = site.walden.run(["config", "check"]).expect_code(2);
+        let fix = "ALTER ROLE etl SET synchronous_commit = 'on';";
+        assert!(checked.stdout.contains(fix), "{checked}");
     }
 }

@@ -226,7 +226,8 @@ impl Builder {
     }
 }
 
-fn append(path: &Path, text: &str) {
+/// Adds to a file of settings, where the last one of a name counts.
+pub(crate) fn append(path: &Path, text: &str) {
     let mut file = File::options()
         .append(true)
         .create(true)

@@ -175,7 +175,7 @@ pub enum Action<'a> {
 
 impl<'a> Action<'a> {
     /// What the record with that header and that main data did.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn parse(
         header: &RecordHeader,
         main: &'a [u8],
@@ -186,6 +186,15 @@ impl<'a> Action<'a> {
         match header.resource_manager {
             HEAP => heap::parse_heap(info, cursor, major),
             HEAP2 => heap::parse_heap2(info, cursor),
+            XLOG | XACT | STORAGE | DATABASE | TABLESPACE | RELATION_MAP | STANDBY
+            | LOGICAL_MESSAGE => Self::parse_rare(header, cursor, major),
+            _ => Ok(Self::Other),
+        }
+    }
+
+    fn parse_rare(header: &RecordHeader, cursor: Cursor<'a>, major: Major) -> Result<Self, Error> {
+        let info = header.info;
+        match header.resource_manager {
             XACT => transaction::parse(header, cursor, major),
             XLOG => xlog::parse_action(info, cursor, major),
             STORAGE => files::parse_storage(info, cursor),

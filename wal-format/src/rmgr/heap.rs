@@ -20,7 +20,7 @@ const KIND_MASK: u8 = 0x70;
 const CASCADE: u8 = 1 << 0;
 const RESTART_IDENTITY: u8 = 1 << 1;
 
-#[inline]
+#[inline(always)]
 pub(super) fn parse_heap<'a>(
     info: u8,
     mut cursor: Cursor<'a>,
@@ -30,35 +30,41 @@ pub(super) fn parse_heap<'a>(
         0x00 => Action::Insert,
         0x10 => Action::Delete,
         0x20 => Action::Update { hot: false },
-        0x30 => {
-            let database = cursor.u32("database")?;
-            let count = cursor.u32("number of relations")?;
-            let flags = cursor.u8("truncate flags")?;
-            cursor.take(3, "padding")?;
-            Action::Truncate {
-                database,
-                relations: cursor.list(count, "relations")?,
-                cascade: flags & CASCADE != 0,
-                restart_identity: flags & RESTART_IDENTITY != 0,
-            }
-        }
+        0x30 => parse_truncate(&mut cursor)?,
         0x40 => Action::Update { hot: true },
         0x50 => Action::ConfirmInsert,
         0x60 => Action::LockRow,
-        _ => Action::UpdateInPlace {
-            row: cursor.u16("row")?,
-            invalidations: if major.inplace_has_invalidations() {
-                cursor.take(14, "database and tablespace")?;
-                let count = cursor.u32("number of messages")?;
-                cursor.list(count, "messages")?
-            } else {
-                List::EMPTY
-            },
+        _ => parse_in_place(&mut cursor, major)?,
+    })
+}
+
+fn parse_in_place<'a>(cursor: &mut Cursor<'a>, major: Major) -> Result<Action<'a>, Error> {
+    Ok(Action::UpdateInPlace {
+        row: cursor.u16("row")?,
+        invalidations: if major.inplace_has_invalidations() {
+            cursor.take(14, "database and tablespace")?;
+            let count = cursor.u32("number of messages")?;
+            cursor.list(count, "messages")?
+        } else {
+            List::EMPTY
         },
     })
 }
 
-#[inline]
+fn parse_truncate<'a>(cursor: &mut Cursor<'a>) -> Result<Action<'a>, Error> {
+    let database = cursor.u32("database")?;
+    let count = cursor.u32("number of relations")?;
+    let flags = cursor.u8("truncate flags")?;
+    cursor.take(3, "padding")?;
+    Ok(Action::Truncate {
+        database,
+        relations: cursor.list(count, "relations")?,
+        cascade: flags & CASCADE != 0,
+        restart_identity: flags & RESTART_IDENTITY != 0,
+    })
+}
+
+#[inline(always)]
 pub(super) fn parse_heap2(info: u8, mut cursor: Cursor<'_>) -> Result<Action<'_>, Error> {
     Ok(match info & KIND_MASK {
         0x50 => {

@@ -59,11 +59,11 @@ impl BodyCollector {
 
     /// The body, after its last byte.
     pub(super) fn body(&self) -> Option<RecordBody<'_>> {
-        let (header, major) = self.record?;
+        let (header, major) = self.record.as_ref()?;
         let head_bytes = index(header.body_length()).min(MAX_HEAD_BYTES);
         let main_offset = index(self.main_offset.unwrap_or(0)).min(head_bytes);
         let (head, _) = split(&self.kept, head_bytes);
         let (_, main) = split(&self.kept, main_offset);
-        Some(RecordBody::kept(header, major, head, main))
+        Some(RecordBody::kept(header, *major, head, main))
     }
 }

@@ -47,7 +47,7 @@ fn seen_in(bytes: &[u8], pieces: &[usize]) -> (Vec<Step>, Vec<Result<Seen, Error
             if let (Step::Record(record), Some(body)) = (&step, body) {
                 assert_eq!(body.header(), &record.header);
                 seen.push(body.parse().map(|parts| {
-                    assert_eq!(parts.first_block().copied(), parts.blocks().next());
+                    assert_eq!(parts.first_block(), parts.blocks().next());
                     Seen {
                         start: record.start,
                         blocks: parts.blocks().collect(),

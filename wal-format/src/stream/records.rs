@@ -38,9 +38,7 @@ impl WalDecoder {
                 self.invalid(start, reason, sink);
                 return rest;
             }
-            self.crc.reset();
-            self.crc.update(body);
-            self.crc.update(RecordHeader::crc_covered(head));
+            let computed = self.crc.record(body, RecordHeader::crc_covered(head));
             // Asked first, because a reader is large to move and few records need one.
             if KindReader::may_read(&header) {
                 self.kind = KindReader::new(&header, major);
@@ -50,8 +48,8 @@ impl WalDecoder {
             }
             self.position = start.saturating_add(record.len() as u64);
             self.start = start;
-            let body = S::BODIES.then(|| RecordBody::whole(header, major, body));
-            self.finish_record(&header, self.position, body.as_ref(), sink);
+            let body = S::BODIES.then(|| RecordBody::whole(&header, major, body));
+            self.finish_record(&header, computed, self.position, body.as_ref(), sink);
             rest = after;
             if self.state != State::Between {
                 return rest;
@@ -121,13 +119,14 @@ impl WalDecoder {
     pub(super) fn end_record(&mut self, sink: &mut impl Sink) {
         self.crc
             .update(RecordHeader::crc_covered(self.header.array()));
+        let computed = self.crc.finish();
         let header = RecordHeader::parse(self.header.array());
         self.header.clear();
         self.state = State::Between;
         let end = self.align();
         // Taken out, for the body borrows from it; its buffer is used again.
         let body = core::mem::take(&mut self.body);
-        self.finish_record(&header, end, body.body().as_ref(), sink);
+        self.finish_record(&header, computed, end, body.body().as_ref(), sink);
         self.body = body;
     }
 
@@ -141,32 +140,49 @@ impl WalDecoder {
     }
 
     /// Judges a record whose bytes have all been read.
+    #[inline(always)]
     fn finish_record(
         &mut self,
         header: &RecordHeader,
+        computed: u32,
+        end: Lsn,
+        body: Option<&RecordBody<'_>>,
+        sink: &mut impl Sink,
+    ) {
+        if computed != header.crc || self.kind.is_some() || self.aborted.is_some() {
+            return self.finish_rare(header, computed, end, body, sink);
+        }
+        let start = self.start;
+        self.previous = Some(start);
+        self.chain_end = end;
+        let record = Record {
+            start,
+            end,
+            header: *header,
+            kind: None,
+        };
+        sink.record(record, body);
+    }
+
+    /// The same for a record whose CRC may be wrong, of a kind that is read, or that must replace another.
+    #[cold]
+    fn finish_rare(
+        &mut self,
+        header: &RecordHeader,
+        computed: u32,
         end: Lsn,
         body: Option<&RecordBody<'_>>,
         sink: &mut impl Sink,
     ) {
         let start = self.start;
-        let computed = self.crc.finish();
         if computed != header.crc {
-            return self.invalid(
-                start,
-                InvalidReason::Crc {
-                    stored: header.crc,
-                    computed,
-                },
-                sink,
-            );
+            let stored = header.crc;
+            return self.invalid(start, InvalidReason::Crc { stored, computed }, sink);
         }
-        let kind = match &self.kind {
+        let kind = match self.kind.take().map(KindReader::finish) {
             None => None,
-            Some(_) => match self.kind.take().map(KindReader::finish) {
-                Some(Err(())) => return self.invalid(start, InvalidReason::Body, sink),
-                Some(Ok(kind)) => Some(kind),
-                None => None,
-            },
+            Some(Ok(kind)) => Some(kind),
+            Some(Err(())) => return self.invalid(start, InvalidReason::Body, sink),
         };
         if let Some(aborted) = self.aborted.take() {
             let replaces = matches!(&kind, Some(RecordKind::OverwriteContrecord { overwritten, .. }) if *overwritten == aborted);

@@ -1,0 +1,233 @@
+//! Looks at one object: its descriptor, its stored bytes, or its contents, and counts what was read.
+//!
+//! Owns the line between an object that is wrong (a finding) and a store or key that does not work (an error). Every check of bytes is
+//! the repository crate's own.
+
+use super::finding::Problem;
+use super::memory::Depth;
+use crate::error::{Error, Result};
+use repository::descriptor::Descriptor;
+use repository::key::ObjectKey;
+use repository::sealed::{OpenPolicy, check_stored};
+use repository::{ErrorClass, Repository};
+use serde::Serialize;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// How much of an object is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Want {
+    /// What it says of itself.
+    Descriptor,
+    /// All its bytes; what they mean is not needed.
+    Checked,
+    /// The same, and what they mean if there is a key for them.
+    ContentsIfOpened,
+    /// All its bytes, and what they mean.
+    Contents,
+}
+
+/// What was found.
+#[derive(Debug)]
+pub(crate) enum Examined {
+    /// All that was looked at fits.
+    Good {
+        /// What it says of itself.
+        descriptor: Box<Descriptor>,
+        /// Its plain bytes, if they were wanted and could be had.
+        plain: Option<Vec<u8>>,
+        /// How deep it was looked at; `None` for a descriptor alone.
+        depth: Option<Depth>,
+    },
+    /// It is not what it should be.
+    Bad(Problem, String),
+    /// It is not there.
+    Gone,
+}
+
+/// What was looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    /// Objects whose bytes were read.
+    pub objects_read: u64,
+    /// Objects that were not read because an earlier run had verified them.
+    pub objects_remembered: u64,
+    /// Objects of which only the descriptor was read.
+    pub descriptors_read: u64,
+    /// Stored bytes read.
+    pub stored_bytes: u64,
+    /// Plain bytes they held; 0 without a key.
+    pub plain_bytes: u64,
+    /// WAL records checked.
+    pub records: u64,
+    /// Files of backups held against their manifest.
+    pub files: u64,
+    /// Data pages whose checksum was computed.
+    pub pages: u64,
+}
+
+#[derive(Default)]
+struct Counters {
+    objects: AtomicU64,
+    remembered: AtomicU64,
+    descriptors: AtomicU64,
+    stored: AtomicU64,
+    plain: AtomicU64,
+    records: AtomicU64,
+    files: AtomicU64,
+    pages: AtomicU64,
+}
+
+/// Reads objects of one repository.
+pub(crate) struct Reader<'a> {
+    pub(crate) repository: &'a Repository,
+    pub(crate) policy: &'a OpenPolicy,
+    /// Told of stored bytes as they are read.
+    progress: &'a (dyn Fn(u64) + Sync),
+    counters: Counters,
+}
+
+impl<'a> Reader<'a> {
+    pub(crate) fn new(
+        repository: &'a Repository,
+        policy: &'a OpenPolicy,
+        progress: &'a (dyn Fn(u64) + Sync),
+    ) -> Self {
+        Self {
+            repository,
+            policy,
+            progress,
+            counters: Counters::default(),
+        }
+    }
+
+    /// Looks at an object of at most `limit` plain bytes.
+    ///
+    /// # Errors
+    /// `Key`: encrypted, and its contents are wanted without a key, or no identity has opened any object. `Retry`, `Config`: the store.
+    pub(crate) async fn examine(
+        &self,
+        key: &ObjectKey,
+        limit: usize,
+        want: Want,
+    ) -> Result<Examined> {
+        if want == Want::Descriptor {
+            let described = self.repository.fetch_descriptor(key).await;
+            self.counters.descriptors.fetch_add(1, Ordering::Relaxed);
+            return match described {
+                Ok(descriptor) => Ok(Examined::Good {
+                    descriptor: Box::new(descriptor),
+                    plain: None,
+                    depth: None,
+                }),
+                Err(error) => self.judge(key, error),
+            };
+        }
+        let object = match self.repository.fetch_stored(key, limit).await {
+            Ok(object) => object,
+            Err(error) => return self.judge(key, error),
+        };
+        let stored = object.len() as u64;
+        let (place, policy) = (key.clone(), self.policy.clone());
+        let opened = blocking(move || {
+            if policy.identities.is_empty() {
+                let descriptor = check_stored(&place, &object)?;
+                let mut plain = Vec::new();
+                return match policy.open(&place, object, limit, &mut plain) {
+                    Ok(descriptor) => Ok((descriptor, Some(plain))),
+                    Err(error) if error.class() == ErrorClass::Key && want != Want::Contents => {
+                        Ok((descriptor, None))
+                    }
+                    Err(error) => Err(error),
+                };
+            }
+            let mut plain = Vec::new();
+            let descriptor = policy.open(&place, object, limit, &mut plain)?;
+            Ok((descriptor, Some(plain)))
+        })
+        .await;
+        (self.progress)(stored);
+        self.counters.objects.fetch_add(1, Ordering::Relaxed);
+        self.counters.stored.fetch_add(stored, Ordering::Relaxed);
+        match opened {
+            Ok((descriptor, plain)) => {
+                let depth = match &plain {
+                    Some(plain) => {
+                        self.counters
+                            .plain
+                            .fetch_add(plain.len() as u64, Ordering::Relaxed);
+                        Depth::Opened
+                    }
+                    None => Depth::Stored,
+                };
+                Ok(Examined::Good {
+                    descriptor: Box::new(descriptor),
+                    plain: plain.filter(|_| want != Want::Checked),
+                    depth: Some(depth),
+                })
+            }
+            Err(error) => self.judge(key, error),
+        }
+    }
+
+    /// An object that an earlier run verified counts as looked at.
+    pub(crate) fn remembered(&self, stored: u64) {
+        self.counters.remembered.fetch_add(1, Ordering::Relaxed);
+        (self.progress)(stored);
+    }
+
+    pub(crate) fn add_records(&self, count: u64) {
+        self.counters.records.fetch_add(count, Ordering::Relaxed);
+    }
+
+    pub(crate) fn add_files(&self, files: u64, pages: u64) {
+        self.counters.files.fetch_add(files, Ordering::Relaxed);
+        self.counters.pages.fetch_add(pages, Ordering::Relaxed);
+    }
+
+    /// What was looked at so far.
+    pub(crate) fn counts(&self) -> Counts {
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Counts {
+            objects_read: of(&self.counters.objects),
+            objects_remembered: of(&self.counters.remembered),
+            descriptors_read: of(&self.counters.descriptors),
+            stored_bytes: of(&self.counters.stored),
+            plain_bytes: of(&self.counters.plain),
+            records: of(&self.counters.records),
+            files: of(&self.counters.files),
+            pages: of(&self.counters.pages),
+        }
+    }
+
+    /// An object that is wrong, or a reason to give up.
+    pub(crate) fn judge(&self, key: &ObjectKey, error: repository::Error) -> Result<Examined> {
+        use repository::Error as Stored;
+        let text = error.to_string();
+        let prefix = format!("{key}: ");
+        let detail = text.strip_prefix(&prefix).unwrap_or(&text).to_owned();
+        let problem = match &error {
+            Stored::NotFound { .. } => return Ok(Examined::Gone),
+            Stored::Damaged { .. }
+            | Stored::InvalidKey { .. }
+            | Stored::NoDescriptor { .. }
+            | Stored::ObjectTooLarge { .. } => Problem::Damaged,
+            Stored::Misplaced { .. } => Problem::Misplaced,
+            Stored::FromTheFuture { .. } => Problem::LaterVersion,
+            Stored::PlainRefused { .. } => Problem::Unencrypted,
+            // The identity is right for others: this object is the odd one.
+            Stored::WrongIdentity { .. } if self.counters.plain.load(Ordering::Relaxed) > 0 => {
+                Problem::WrongKey
+            }
+            _ => return Err(Error::Repository(error)),
+        };
+        Ok(Examined::Bad(problem, detail))
+    }
+}
+
+/// Runs work that computes on a thread for it.
+pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
+}

@@ -1,0 +1,334 @@
+//! `walden verify`: proves that what is stored can be recovered from. Owns the flags, where what was verified is remembered, and how findings
+//! look; what is verified is `pitr::verify`'s.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::time::Instant;
+
+use anyhow::Result;
+use clap::{ArgGroup, Args};
+use pitr::time::{find_zone, parse_time};
+use pitr::verify::{Level, Memory, Progress, Report, Request, verify};
+use repository::identity::SecretReference;
+use serde::Serialize;
+
+use super::Globals;
+use crate::cli::SourceArgs;
+use crate::config::{Overrides, parse_secret_reference};
+use crate::exit_code::ExitCode;
+use crate::failure::Advise;
+use crate::open;
+use crate::units::{ByteSize, human_duration};
+
+/// Prove that what is stored can be recovered from
+///
+/// Each level includes those before it: --presence reads names and descriptors, --checksums all stored bytes, --wal decodes every
+/// WAL record, --backups holds every file of every backup against PostgreSQL's manifest. What was verified is remembered in the state
+/// directory, so that the next run reads only what is new.
+#[derive(Debug, Args)]
+#[command(
+    group = ArgGroup::new("level").multiple(false).args(["presence", "checksums", "wal", "backups"]),
+    after_help = "\
+Examples:
+  walden verify                     every WAL record, as far as not verified before
+  walden verify --backups --all     everything, again
+  walden verify --presence          quick, and without a key
+  walden verify s3://acme-pg-eu/prod --identity file:walden.key --json
+
+Exit codes: 0 all is well, 5 something is damaged or missing, 12 the level needs a key. Remembered in $STATE_DIRECTORY, else
+$XDG_STATE_HOME/walden, else ~/.local/state/walden.")]
+pub(crate) struct VerifyArgs {
+    /// Names and descriptors: no hole from any backup to the end (needs no key)
+    #[arg(help_heading = "Level options", long)]
+    pub(crate) presence: bool,
+
+    /// And all stored bytes; with a key their authentication
+    #[arg(help_heading = "Level options", long)]
+    pub(crate) checksums: bool,
+
+    /// And every WAL record, across segments and timelines [default]
+    #[arg(help_heading = "Level options", long)]
+    pub(crate) wal: bool,
+
+    /// And every file and data page of every backup
+    #[arg(help_heading = "Level options", long)]
+    pub(crate) backups: bool,
+
+    /// Only what recoveries to this time or later need
+    #[arg(long, value_name = "TIME")]
+    pub(crate) since: Option<String>,
+
+    /// Zone of a time that names none, such as Europe/Paris
+    #[arg(long, value_name = "ZONE", requires = "since")]
+    pub(crate) tz: Option<String>,
+
+    /// Read again what earlier runs have verified
+    #[arg(long)]
+    pub(crate) all: bool,
+
+    /// Where the identity is kept: file:PATH, env:NAME or cmd:COMMAND
+    #[arg(
+        long,
+        env = "WALDEN_IDENTITY",
+        value_name = "REF", value_parser = parse_secret_reference,
+        hide_env_values = true
+    )]
+    pub(crate) identity: Option<SecretReference>,
+
+    /// Accept unencrypted objects although an identity is given
+    #[arg(long)]
+    pub(crate) allow_plain: bool,
+
+    #[command(flatten)]
+    pub(crate) source: SourceArgs,
+}
+
+#[derive(Debug, Serialize)]
+struct Document<'a> {
+    repository: &'a str,
+    cluster: String,
+    healthy: bool,
+    seconds: f64,
+    #[serde(flatten)]
+    report: &'a Report,
+}
+
+/// Verifies; ends with 5 if something is wrong, 3 if nothing can be recovered for want of a backup.
+pub(crate) async fn run(args: VerifyArgs, globals: &Globals) -> Result<ExitCode> {
+    let overrides = Overrides {
+        repository: args.source.repository(),
+        identity: args.identity.clone(),
+        ..Overrides::default()
+    };
+    let since = match &args.since {
+        Some(text) => {
+            let zone = args.tz.as_deref().map(find_zone).transpose()?;
+            Some(parse_time(text, zone.as_ref())?)
+        }
+        None => None,
+    };
+    let level = match () {
+        () if args.presence => Level::Presence,
+        () if args.checksums => Level::Checksums,
+        () if args.backups => Level::Backups,
+        () => Level::Wal,
+    };
+    let config = globals.load_config(&overrides)?;
+    let repository = open::open_existing_repository(&config).await?;
+    let cluster = open::find_cluster(&config, &repository, args.source.cluster.as_deref()).await?;
+    let policy = match level {
+        // Believes descriptors, so that it works where no key is.
+        Level::Presence => open::open_policy(&config, true).await.unwrap_or_default(),
+        _ => open::open_policy(&config, args.allow_plain).await?,
+    };
+    let mut trouble = None;
+    let mut memory = Memory::none();
+    match state_folder(|name| std::env::var_os(name).map(PathBuf::from)) {
+        Some(folder) if level.reads() => {
+            let identity = repository.fetch_identity().await?;
+            let id = identity.map(|document| document.repository_id);
+            let id = id.unwrap_or_else(|| repository.url().to_owned());
+            (memory, trouble) = Memory::load(&folder, &id, cluster.id(), args.all);
+        }
+        None if level.reads() => {
+            trouble =
+                Some("no state directory: set STATE_DIRECTORY, XDG_STATE_HOME or HOME".to_owned());
+        }
+        _ => {}
+    }
+    let request = Request {
+        repository: &repository,
+        policy: &policy,
+        cluster: &cluster,
+        level,
+        since,
+    };
+    let begun = Instant::now();
+    let bar = Mutex::new(None);
+    let progress = |step: Progress| {
+        // Nothing under the lock panics, and a bar that is wrong is no harm.
+        let mut bar = bar
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        match step {
+            Progress::Total(bytes) if bytes > 0 => {
+                *bar = Some(globals.screen.progress("verify", Some(bytes)));
+            }
+            Progress::Total(_) => {}
+            Progress::Read(bytes) => {
+                if let Some(bar) = &*bar {
+                    bar.advance(bytes);
+                }
+            }
+        }
+    };
+    let verified = verify(&request, &mut memory, &progress).await;
+    if let Some(bar) = bar
+        .into_inner()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+    {
+        bar.finish();
+    }
+    let mut report = match verified {
+        Err(error) if error.class() == repository::ErrorClass::Key => {
+            return Err(error).hint(
+                "give the identity with --identity, or verify what needs none with --checksums or --presence",
+            );
+        }
+        verified => verified?,
+    };
+    if let Some(trouble) = trouble {
+        report.notes.push(format!(
+            "what earlier runs verified is not known: {trouble}"
+        ));
+    }
+    let document = Document {
+        repository: repository.url(),
+        cluster: cluster.id().to_string(),
+        healthy: report.findings.is_empty(),
+        seconds: begun.elapsed().as_secs_f64(),
+        report: &report,
+    };
+    globals
+        .output
+        .print("walden.verify", &document, || document.to_text())?;
+    Ok(match () {
+        () if !report.findings.is_empty() => ExitCode::Integrity,
+        () if report.backups.is_empty() => ExitCode::Warnings,
+        () => ExitCode::Done,
+    })
+}
+
+/// The folder in which programs keep their state: systemd's, else the user's.
+fn state_folder(variable: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
+    let absolute = |name| variable(name).filter(|path| path.is_absolute());
+    // systemd lists several folders with colons between them.
+    let systemd = variable("STATE_DIRECTORY").and_then(|list| {
+        let first = list.to_str()?.split(':').next()?.to_owned();
+        Some(PathBuf::from(first)).filter(|path| path.is_absolute())
+    });
+    let per_user = || {
+        let base = absolute("XDG_STATE_HOME");
+        let home = || absolute("HOME").map(|home| home.join(Path::new(".local/state")));
+        base.or_else(home).map(|base| base.join("walden"))
+    };
+    systemd.or_else(per_user)
+}
+
+impl Document<'_> {
+    fn to_text(&self) -> String {
+        let mut text = String::new();
+        // Writing to a string cannot fail.
+        self.write(&mut text).expect("a string takes any text");
+        text
+    }
+
+    fn write(&self, text: &mut String) -> std::fmt::Result {
+        let (report, counts) = (self.report, &self.report.counts);
+        let level = match report.level {
+            Level::Presence => "--presence: names and descriptors",
+            Level::Checksums => "--checksums: stored bytes",
+            Level::Wal => "--wal: stored bytes and every WAL record",
+            Level::Backups => {
+                "--backups: stored bytes, every WAL record, every file of the backups"
+            }
+        };
+        writeln!(text, "cluster     {} in {}", self.cluster, self.repository)?;
+        writeln!(text, "verified    {level}")?;
+        let took = human_duration(std::time::Duration::from_secs_f64(self.seconds));
+        write!(text, "looked at   ")?;
+        if report.level.reads() {
+            let rate = (counts.stored_bytes as f64 / self.seconds.max(0.001)) as u64;
+            write!(
+                text,
+                "{} objects, {} ({}/s)",
+                counts.objects_read,
+                ByteSize::new(counts.stored_bytes),
+                ByteSize::new(rate)
+            )?;
+            if counts.records > 0 {
+                write!(text, ", {} WAL records", counts.records)?;
+            }
+            if counts.files > 0 {
+                write!(text, ", {} files, {} pages", counts.files, counts.pages)?;
+            }
+            if counts.objects_remembered > 0 {
+                write!(text, "; {} verified before", counts.objects_remembered)?;
+            }
+        } else {
+            write!(text, "{} descriptors", counts.descriptors_read)?;
+        }
+        writeln!(text, " in {took}")?;
+        for reach in &report.backups {
+            writeln!(
+                text,
+                "backup      {}: WAL from {} to {} on timeline {}",
+                reach.backup, reach.from_lsn, reach.to_lsn, reach.timeline
+            )?;
+        }
+        for (timeline, open) in &report.prepared {
+            for prepared in open {
+                writeln!(
+                    text,
+                    "prepared    {} (xid {}, prepared at {}) is open at the end of timeline {timeline}",
+                    prepared.name, prepared.xid, prepared.lsn
+                )?;
+            }
+        }
+        for note in &report.notes {
+            writeln!(text, "note        {note}")?;
+        }
+        for finding in &report.findings {
+            let problem = serde_json::to_value(finding.problem).unwrap_or_default();
+            write!(
+                text,
+                "\n{}: {}",
+                problem.as_str().unwrap_or("?").to_uppercase(),
+                finding.object
+            )?;
+            if let Some(lsn) = finding.lsn {
+                write!(text, " at {lsn}")?;
+            }
+            writeln!(text, "\n  {}", finding.detail)?;
+            for effect in &finding.affects {
+                writeln!(text, "  means: {effect}")?;
+            }
+            writeln!(text, "  do:    {}", finding.advice)?;
+        }
+        if report.findings_not_listed > 0 {
+            writeln!(text, "\nand {} more", report.findings_not_listed)?;
+        }
+        match report.findings.len() {
+            0 => writeln!(text, "all is well"),
+            1 => writeln!(text, "\n1 problem"),
+            count => writeln!(text, "\n{count} problems"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn state_is_kept_where_the_system_says() {
+        let find = |set: &[(&str, &str)]| {
+            state_folder(|name| {
+                let found = set.iter().find(|(known, _)| *known == name);
+                found.map(|(_, value)| PathBuf::from(value))
+            })
+        };
+        assert_eq!(find(&[]), None);
+        assert_eq!(find(&[("HOME", "relative")]), None);
+        let home = [("HOME", "/h")];
+        assert_eq!(find(&home), Some("/h/.local/state/walden".into()));
+        let xdg = [("HOME", "/h"), ("XDG_STATE_HOME", "/x")];
+        assert_eq!(find(&xdg), Some("/x/walden".into()));
+        let systemd = [
+            ("XDG_STATE_HOME", "/x"),
+            ("STATE_DIRECTORY", "/var/lib/a:/var/lib/b"),
+        ];
+        assert_eq!(find(&systemd), Some("/var/lib/a".into()));
+    }
+}

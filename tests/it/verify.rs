@@ -1,0 +1,274 @@
+//! `walden verify` over real archives, encrypted and not: a healthy one is well at every level, and each of many damages, made one at a time
+//! on a copy, is found and named with its object and its place in WAL at the level that promises it, and at the deepest.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod archive;
+mod damage;
+
+use crate::support::process::{Output, note};
+use crate::support::scratch::Scratch;
+use crate::support::walden::Walden;
+use archive::{Archive, Copy};
+use damage::{Damage, damages};
+use serde_json::Value;
+use std::fs;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+const LEVELS: [&str; 4] = ["--presence", "--checksums", "--wal", "--backups"];
+
+fn json(output: &Output) -> Value {
+    serde_json::from_str(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output}"))
+}
+
+/// A place of its own to run in, which remembers nothing from elsewhere.
+struct Verifier {
+    scratch: Scratch,
+    walden: Walden,
+}
+
+impl Verifier {
+    fn new() -> Self {
+        let scratch = Scratch::new();
+        let walden = Walden::in_directory(scratch.path());
+        Self { scratch, walden }
+    }
+
+    fn run(&self, archive: &Archive, url: &str, with_key: bool, more: &[&str]) -> Output {
+        let mut arguments = vec!["verify".to_owned(), url.to_owned(), "--json".to_owned()];
+        if let Some(identity) = archive.identity().filter(|_| with_key) {
+            arguments.extend(["--identity".to_owned(), identity]);
+        }
+        arguments.extend(more.iter().map(|text| (*text).to_owned()));
+        self.walden.run(arguments)
+    }
+}
+
+#[test]
+fn every_damage_is_found_and_named_encrypted() {
+    check_archive(true);
+}
+
+#[test]
+fn every_damage_is_found_and_named_unencrypted() {
+    check_archive(false);
+}
+
+fn check_archive(encrypted: bool) {
+    let archive = Archive::make(encrypted);
+    is_healthy(&archive);
+    let damages = damages(&archive);
+    let next = AtomicUsize::new(0);
+    let report = Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                let verifier = Verifier::new();
+                loop {
+                    let index = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(damage) = damages.get(index) else {
+                        break;
+                    };
+                    let line = is_found(&archive, &verifier, damage);
+                    let line = line.map_err(|why| format!("{}: {why}", damage.name));
+                    report.lock().unwrap().push((index, line));
+                }
+            });
+        }
+    });
+    let mut report = report.into_inner().unwrap();
+    report.sort();
+    let kind = if encrypted {
+        "encrypted"
+    } else {
+        "unencrypted"
+    };
+    let mut missed = Vec::new();
+    for (_, line) in &report {
+        match line {
+            Ok(line) => note(&format!("{kind}: {line}")),
+            Err(why) => missed.push(why),
+        }
+    }
+    assert!(missed.is_empty(), "{kind}, not found: {missed:#?}");
+    assert_eq!(report.len(), damages.len());
+    assert!(damages.len() >= 20, "{} damages", damages.len());
+    // The archive itself is what it was.
+    is_healthy(&archive);
+}
+
+fn is_healthy(archive: &Archive) {
+    let verifier = Verifier::new();
+    for level in LEVELS {
+        let output = verifier.run(archive, &archive.url(), true, &[level, "--all"]);
+        let document = json(&output.expect_success());
+        assert_eq!(document["schema"], "walden.verify");
+        assert_eq!(document["healthy"], true);
+        assert_eq!(document["findings"].as_array().unwrap().len(), 0);
+        let reaches = document["backups"].as_array().unwrap();
+        assert!(reaches.len() >= 4, "two backups, two timelines: {document}");
+        let count = |name: &str| document["counts"][name].as_u64().unwrap();
+        let decodes = matches!(level, "--wal" | "--backups");
+        assert_eq!(count("records") > 1000, decodes, "{level}: {document}");
+        let prepared: Vec<&Value> = document["prepared"]["2"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(|prepared| &prepared["name"])
+            .collect();
+        assert_eq!(
+            prepared.contains(&&Value::from(archive::PREPARED)),
+            decodes,
+            "{document}"
+        );
+        assert!(
+            prepared.len() <= 1,
+            "the other one was committed: {document}"
+        );
+        assert_eq!(count("files") > 1000, level == "--backups", "{document}");
+        assert_eq!(count("pages") > 2000, level == "--backups", "{document}");
+        assert_eq!(count("objects_remembered"), 0, "{document}");
+        let trusts = document["notes"].to_string().contains("believed");
+        assert_eq!(trusts, level == "--presence", "{document}");
+    }
+    if archive.identity().is_none() {
+        return;
+    }
+    // Without a key: what needs none works, what needs one says so.
+    for level in ["--presence", "--checksums"] {
+        let output = verifier.run(archive, &archive.url(), false, &[level, "--all"]);
+        output.expect_success();
+    }
+    let output = verifier.run(archive, &archive.url(), false, &["--wal", "--all"]);
+    output.expect_code(12);
+}
+
+/// Makes a damage and has it found; gives what was said of it, or why it was not found.
+fn is_found(archive: &Archive, verifier: &Verifier, damage: &Damage) -> Result<String, String> {
+    let copy = Copy::of(archive);
+    let expected = (damage.make)(archive, &copy);
+    let mut told = None;
+    for level in [damage.level, "--backups"] {
+        let output = verifier.run(archive, &copy.url(), true, &[level, "--all"]);
+        if output.code() != 5 {
+            return Err(format!("{level}: {output}"));
+        }
+        let document = json(&output);
+        let findings = document["findings"].as_array().unwrap();
+        for (object, lsn) in &expected {
+            let found = findings.iter().find(|finding| {
+                let named = finding["object"]
+                    .as_str()
+                    .unwrap()
+                    .contains(object.as_str());
+                let placed = lsn.is_none_or(|lsn| finding["lsn"] == lsn.to_string());
+                named && placed
+            });
+            let Some(found) = found else {
+                return Err(format!(
+                    "{level} does not name {object} at {lsn:?}: {findings:#?}"
+                ));
+            };
+            let text = |field: &str| found[field].as_str().unwrap_or("-").to_owned();
+            if text("advice").is_empty() || found["affects"].as_array().unwrap().is_empty() {
+                return Err(format!("whom it affects: {found:#}"));
+            }
+            told.get_or_insert_with(|| {
+                format!(
+                    "{} -> {level}: {} {} at {}: {}",
+                    damage.name,
+                    text("problem"),
+                    text("object"),
+                    text("lsn"),
+                    text("detail")
+                )
+            });
+        }
+    }
+    told.ok_or_else(|| "nothing is expected of it".to_owned())
+}
+
+#[test]
+fn what_was_verified_is_remembered_until_it_changes() {
+    let archive = Archive::make(false);
+    let verifier = Verifier::new();
+    let copy = Copy::of(&archive);
+    let verify = |code: i32, more: &[&str]| {
+        json(
+            &verifier
+                .run(&archive, &copy.url(), true, more)
+                .expect_code(code),
+        )
+    };
+    let count = |document: &Value, name: &str| document["counts"][name].as_u64().unwrap();
+    let first = verify(0, &["--backups"]);
+    assert_eq!(count(&first, "objects_remembered"), 0, "{first}");
+    let again = verify(0, &["--backups"]);
+    // Tail chunks, partials and history files are few, and always read.
+    assert!(count(&again, "objects_read") < 20, "{again}");
+    assert!(count(&again, "objects_remembered") > 12, "{again}");
+    assert_eq!(again["prepared"], first["prepared"]);
+    let shallower = verify(0, &["--checksums"]);
+    assert!(count(&shallower, "objects_remembered") > 12, "{shallower}");
+    let all = verify(0, &["--backups", "--all"]);
+    assert_eq!(count(&all, "objects_remembered"), 0, "{all}");
+    // Nothing of it lies in the repository.
+    let state = verifier.scratch.join(".local/state/walden");
+    let file = fs::read_dir(&state)
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap()
+        .path();
+    // What changes is read again, and what is wrong is told every time.
+    let middle = archive.middle_segment();
+    let key = archive.segment_key(&middle);
+    let mut bytes = copy.read(&key);
+    let last = bytes.len() - 5;
+    bytes[last] ^= 1;
+    copy.write(&key, &bytes);
+    for _ in 0..2 {
+        let damaged = verify(5, &["--checksums"]);
+        assert_eq!(damaged["findings"][0]["object"], key.as_str(), "{damaged}");
+        assert!(count(&damaged, "objects_remembered") > 12, "{damaged}");
+    }
+    bytes[last] ^= 1;
+    copy.write(&key, &bytes);
+    verify(0, &["--wal"]);
+    // A broken or foreign state file only costs time.
+    let good = fs::read_to_string(&file).unwrap();
+    for broken in [
+        good[..good.len() / 2].to_owned(),
+        good.replace("\"format\":1", "\"format\":9"),
+    ] {
+        fs::write(&file, broken).unwrap();
+        let document = verify(0, &["--wal"]);
+        assert_eq!(count(&document, "objects_remembered"), 0, "{document}");
+        assert!(
+            document["notes"].to_string().contains("not known"),
+            "{document}"
+        );
+        let after = verify(0, &["--wal"]);
+        assert!(count(&after, "objects_remembered") > 5, "{after}");
+    }
+    // Only what recoveries to a later time need.
+    let since = archive.second_backup_stopped();
+    let document = verify(0, &["--wal", "--all", "--since", &since]);
+    assert!(
+        count(&document, "records") < count(&all, "records"),
+        "{document}"
+    );
+    let labels: Vec<&Value> = document["backups"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|reach| &reach["backup"])
+        .collect();
+    assert!(
+        labels
+            .iter()
+            .all(|label| **label == archive.labels[1].as_str()),
+        "{document}"
+    );
+}
