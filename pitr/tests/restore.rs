@@ -400,7 +400,11 @@ async fn a_backup_comes_back_whole_or_not_at_all() {
     );
     assert!(!laid_out.resumed && laid_out.files > 900);
     stored.verify(&laid_out, "whole");
-    failure(restore(&job).await, ErrorClass::Conflict, "a finished restore is in it");
+    failure(
+        restore(&job).await,
+        ErrorClass::Conflict,
+        "a finished restore is in it",
+    );
 
     // Interrupted by a missing part, then continued.
     let job = stored.job("interrupted");
