@@ -189,7 +189,9 @@ pub(crate) async fn ask_repository(
     let newest_timeline = windows.timelines.last();
     let oldest = windows.promise.as_ref().map(|promise| promise.moment);
     let newest = windows.newest().map(|(_, reach)| reach.to());
-    let last_backup = survey.descriptors.values().next_back();
+    // Labels have no more than seconds.
+    let backups = survey.descriptors.values();
+    let last_backup = backups.max_by_key(|backup| backup.stopped);
     let needed_from = last_backup.map_or(Lsn::INVALID, |backup| backup.start_lsn);
     let invalid = find_invalid(repository, cluster.id(), size, catalog, needed_from).await?;
     Ok(StoredState {
