@@ -113,7 +113,7 @@ fn a_killed_restore_is_continued() {
     restored.stop(Signal::QUIT);
     let before = tree(&restored.data);
     let again = source.restorer.walden.run(&arguments).expect_code(1);
-    assert!(again.stdout.contains("not empty"), "{again}");
+    assert!(again.stdout.contains("a finished restore"), "{again}");
     assert_eq!(tree(&restored.data), before);
 }
 
