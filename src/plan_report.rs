@@ -7,7 +7,7 @@ use pitr::time::format_utc;
 use repository::backup::BackupDescriptor;
 use serde_json::{Value, json};
 
-use crate::units::ByteSize;
+use crate::units::{ByteSize, counted};
 
 /// The plan for people.
 pub(crate) fn to_text(plan: &RecoveryPlan, backup: &BackupDescriptor, target: &str) -> String {
@@ -29,9 +29,9 @@ pub(crate) fn to_text(plan: &RecoveryPlan, backup: &BackupDescriptor, target: &s
     line(
         "download",
         format!(
-            "{} in {} parts",
+            "{} in {}",
             ByteSize::new(backup.stored_size),
-            backup.parts.len()
+            counted(backup.parts.len(), "part")
         ),
     );
     let timelines: Vec<String> = plan
@@ -46,8 +46,8 @@ pub(crate) fn to_text(plan: &RecoveryPlan, backup: &BackupDescriptor, target: &s
     line(
         "WAL",
         format!(
-            "{} segments from {} to {}",
-            plan.pieces.len(),
+            "{} from {} to {}",
+            counted(plan.pieces.len(), "segment"),
             plan.backup.start_lsn,
             plan.stop.needed_to
         ),
@@ -66,7 +66,7 @@ pub(crate) fn to_text(plan: &RecoveryPlan, backup: &BackupDescriptor, target: &s
     if let Some(after) = plan.transactions_after {
         line(
             "will be gone",
-            format!("{after} transactions stored after it"),
+            format!("{} stored after it", counted(after, "transaction")),
         );
     }
     if !plan.prepared_open.is_empty() {

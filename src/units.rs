@@ -26,6 +26,15 @@ impl ByteSize {
     }
 }
 
+/// `1 part`, `2 parts`: for nouns whose plural takes an `s`.
+pub(crate) fn counted(count: impl TryInto<u64>, noun: &str) -> String {
+    match count.try_into() {
+        Ok(1) => format!("1 {noun}"),
+        Ok(count) => format!("{count} {noun}s"),
+        Err(_) => format!("countless {noun}s"),
+    }
+}
+
 impl FromStr for ByteSize {
     type Err = String;
 
@@ -162,6 +171,12 @@ pub(crate) fn human_duration(duration: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_is_no_plural() {
+        let texts = [0_u64, 1, 2].map(|count| counted(count, "part"));
+        assert_eq!(texts, ["0 parts", "1 part", "2 parts"]);
+    }
 
     #[test]
     fn sizes_parse_exactly() {

@@ -21,7 +21,7 @@ use crate::failure::Advice;
 use crate::open;
 use crate::report;
 use crate::shutdown::{GRACE, Shutdown};
-use crate::units::{ByteSize, human_duration};
+use crate::units::{ByteSize, counted, human_duration};
 
 /// Take a full base backup over the replication connection
 ///
@@ -187,10 +187,10 @@ fn to_text(taken: &Taken, repository: &str, took: Duration) -> String {
     line(
         "size",
         format!(
-            "{}, stored as {} in {} parts",
+            "{}, stored as {} in {}",
             ByteSize::new(backup.plain_size),
             ByteSize::new(backup.stored_size),
-            backup.parts.len()
+            counted(backup.parts.len(), "part")
         ),
     );
     let (start, stop) = (backup.start_lsn, backup.stop_lsn);
@@ -210,8 +210,9 @@ fn to_text(taken: &Taken, repository: &str, took: Duration) -> String {
     line(
         "names",
         format!(
-            "of {} relations in {} databases, for walden log",
-            names.relations, names.databases
+            "of {} in {}, for walden log",
+            counted(names.relations, "relation"),
+            counted(names.databases, "database")
         ),
     );
     for warning in warnings(names) {

@@ -47,7 +47,7 @@ pub(crate) struct VerifyArgs {
     #[arg(help_heading = "Level options", long)]
     pub(crate) checksums: bool,
 
-    /// And every WAL record, across segments and timelines [default]
+    /// And every WAL record, across segments and timelines (default)
     #[arg(help_heading = "Level options", long)]
     pub(crate) wal: bool,
 

@@ -134,7 +134,7 @@ impl Job<'_> {
     }
 }
 
-/// Verifies. `progress` is told of stored bytes as they are read, and of [`Total`] first.
+/// Verifies. `progress` is told of stored bytes as they are read, and of the total first.
 ///
 /// # Errors
 /// `Key`: WAL or backups are encrypted and there is no key, or a wrong one. `Retry`, `Config`: the store. What is wrong with what is stored
