@@ -101,7 +101,12 @@ fn document(schema: &'static str, body: &impl Serialize) -> anyhow::Result<Strin
 
 /// A time in UTC and, where that differs, on this host's clock.
 pub(crate) fn time(timestamp: Timestamp) -> String {
-    time_in(timestamp, &TimeZone::system())
+    time_in(whole_micros(timestamp), &TimeZone::system())
+}
+
+/// PostgreSQL's clock has microseconds, and `--to` takes no more: what is shown can be typed back.
+fn whole_micros(timestamp: Timestamp) -> Timestamp {
+    Timestamp::from_microsecond(timestamp.as_microsecond()).unwrap_or(timestamp)
 }
 
 fn time_in(timestamp: Timestamp, zone: &TimeZone) -> String {
@@ -180,6 +185,15 @@ impl<const N: usize> Table<N> {
 mod tests {
 
     use super::*;
+
+    #[test]
+    fn shown_times_can_be_typed_back() {
+        let time = Timestamp::new(1_769_178_491, 123_456_789).unwrap();
+        assert_eq!(
+            whole_micros(time).to_string(),
+            "2026-01-23T14:28:11.123456Z"
+        );
+    }
 
     #[test]
     fn tables_align_and_leave_no_spaces_at_the_end() {

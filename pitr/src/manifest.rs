@@ -1,14 +1,13 @@
-//! The list of files in PostgreSQL's `backup_manifest` (versions 1 and 2, PostgreSQL 13 to 18), and whether what was written is what it
-//! lists (pure). Its WAL ranges are the archiver's business; nothing here reads files.
+//! The list of files in PostgreSQL's `backup_manifest`, and whether what was written is what it lists (pure). Whose it is and its WAL
+//! ranges are read in `repository::manifest`; nothing here reads files.
 
 use crate::error::{Error, Result};
 use crate::tar_slice::check_path;
 use crc_fast::CrcAlgorithm;
 use repository::key::Archive;
+use repository::manifest::ManifestFacts;
 use serde::Deserialize;
-use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write;
 use wal_format::{Lsn, TimelineId};
 
 /// The name of the object in errors.
@@ -38,16 +37,8 @@ pub struct Manifest {
 
 #[derive(Deserialize)]
 struct Document {
-    #[serde(rename = "PostgreSQL-Backup-Manifest-Version")]
-    version: u64,
-    #[serde(rename = "System-Identifier")]
-    system_identifier: Option<u64>,
     #[serde(rename = "Files")]
     files: Vec<FileEntry>,
-    #[serde(rename = "WAL-Ranges")]
-    wal_ranges: Vec<WalRange>,
-    #[serde(rename = "Manifest-Checksum")]
-    checksum: String,
 }
 
 #[derive(Deserialize)]
@@ -62,33 +53,15 @@ struct FileEntry {
     checksum: Option<String>,
 }
 
-#[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
-struct WalRange {
-    timeline: u32,
-    #[serde(rename = "Start-LSN")]
-    start: String,
-    #[serde(rename = "End-LSN")]
-    end: String,
-}
-
 impl Manifest {
     /// Reads a manifest and compares its checksum of itself.
     ///
     /// # Errors
     /// `Corrupt`: not a manifest, damaged, or with paths that could leave the data directory.
     pub fn parse(bytes: &[u8]) -> Result<Self> {
+        let facts = ManifestFacts::parse(bytes).map_err(integrity)?;
         let document: Document = serde_json::from_slice(bytes)
             .map_err(|error| integrity(format!("cannot be read: {error}")))?;
-        if !(1..=2).contains(&document.version) {
-            return Err(integrity(format!(
-                "version {} is not known",
-                document.version
-            )));
-        }
-        if own_checksum(bytes).as_ref() != Some(&document.checksum) {
-            return Err(integrity("its checksum of itself does not fit".into()));
-        }
         let mut files = BTreeMap::new();
         for entry in &document.files {
             let (path, facts) = entry.read()?;
@@ -96,24 +69,14 @@ impl Manifest {
                 return Err(integrity(format!("lists {path:?} twice")));
             }
         }
-        let mut ends: Vec<(TimelineId, Lsn, Lsn)> = Vec::new();
-        for range in &document.wal_ranges {
-            let parsed = TimelineId::new(range.timeline)
-                .zip(range.start.parse().ok())
-                .zip(range.end.parse().ok());
-            let ((timeline, start), end) =
-                parsed.ok_or_else(|| integrity("has a WAL range that makes no sense".into()))?;
-            ends.push((timeline, start, end));
-        }
-        ends.sort_unstable();
-        let (Some(first), Some(last)) = (ends.first(), ends.last()) else {
-            return Err(integrity("has no WAL range".into()));
+        let (Some((start, first)), Some((stop, last))) = (facts.start(), facts.stop()) else {
+            return Err(integrity("it has no WAL range".into()));
         };
         Ok(Self {
             files,
-            system_identifier: document.system_identifier,
-            start: (first.0, first.1),
-            stop: (last.0, last.2),
+            system_identifier: facts.system_identifier,
+            start: (first, start),
+            stop: (last, stop),
         })
     }
 }
@@ -269,17 +232,6 @@ fn low_half(sum: u64) -> u32 {
     u32::try_from(sum & u64::from(u32::MAX)).unwrap_or_default()
 }
 
-/// SHA-256, in hexadecimal, of all lines but the last, which holds this checksum.
-fn own_checksum(bytes: &[u8]) -> Option<String> {
-    let last_line = bytes.strip_suffix(b"\n")?;
-    let covered = last_line.iter().rposition(|byte| *byte == b'\n')? + 1;
-    let mut text = String::with_capacity(64);
-    for byte in Sha256::digest(bytes.get(..covered)?) {
-        write!(text, "{byte:02x}").ok()?;
-    }
-    Some(text)
-}
-
 fn decode_hex(text: &str) -> Option<Vec<u8>> {
     let digits: Option<Vec<u8>> = text
         .chars()
@@ -305,6 +257,7 @@ fn integrity(reason: String) -> Error {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use sha2::{Digest, Sha256};
 
     fn manifest(files: &str) -> Vec<u8> {
         let mut text = format!(

@@ -9,6 +9,7 @@ pub mod error;
 pub mod identity;
 pub mod index;
 pub mod key;
+pub mod manifest;
 pub mod names;
 pub mod repo;
 pub mod sealed;

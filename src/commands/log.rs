@@ -201,6 +201,10 @@ async fn from_repository(
         .await
         .context("find stored WAL")?;
     let (pieces, holes) = stored_pieces(&stored.catalog, &stored.path);
+    let behind_holes = holes
+        .keys()
+        .filter_map(|index| pieces.get(*index).map(|piece| piece.start))
+        .collect();
     let on_path = || {
         stored
             .backups
@@ -231,7 +235,10 @@ async fn from_repository(
     let shown = Shown {
         repository: Some(repository.url().to_owned()),
         history: stored.path.history.clone(),
-        reachable_from: on_path().map(|backup| backup.stop_lsn).min(),
+        backups: on_path()
+            .map(|backup| (backup.start_lsn, backup.stop_lsn))
+            .collect(),
+        behind_holes,
         arguments: restore_arguments(args),
     };
     Ok((log, shown))

@@ -58,7 +58,7 @@ struct Report {
     repositories: Vec<RepositoryWindows>,
 }
 
-/// Ends with 3 if something between the oldest moment and the newest cannot be reached.
+/// Ends with 3 if something between the oldest moment and the newest cannot be reached, or nothing can.
 pub(crate) async fn run(args: WindowArgs, globals: &Globals) -> Result<ExitCode> {
     let overrides = Overrides {
         identity: args.identity.clone(),
@@ -89,8 +89,8 @@ pub(crate) async fn run(args: WindowArgs, globals: &Globals) -> Result<ExitCode>
             report.to_text(globals.output.color)
         })?,
     }
-    let has_gaps = report.repositories.iter().any(RepositoryWindows::has_gaps);
-    Ok(if has_gaps {
+    let is_unwell = |windows: &RepositoryWindows| windows.has_gaps() || windows.newest.is_none();
+    Ok(if report.repositories.iter().any(is_unwell) {
         ExitCode::Warnings
     } else {
         ExitCode::Done

@@ -6,7 +6,6 @@
 //! receiving WAL (`receive`).
 
 mod archiving;
-mod manifest;
 mod members;
 mod names;
 mod parts;
@@ -21,11 +20,11 @@ use repository::backup::{BackupClaim, BackupDescriptor, PartDescriptor};
 use repository::cluster::ClusterDocument;
 use repository::descriptor::FORMAT;
 use repository::key::{BackupLabel, BackupObject, ObjectKey};
+use repository::manifest::ManifestFacts;
 use repository::wal::lineage;
 use serde::Serialize;
 use wal_format::{Lsn, TimelineId};
 
-use self::manifest::Manifest;
 pub use self::names::NamesTaken;
 use self::parts::Place;
 use self::receive::Received;
@@ -326,12 +325,12 @@ async fn put_document(
 }
 
 /// The manifest must be of this server and of this backup.
-fn check_manifest(received: &Received, identity: &SystemIdentity) -> Result<Manifest> {
+fn check_manifest(received: &Received, identity: &SystemIdentity) -> Result<ManifestFacts> {
     let unusable = |reason: String| Error::UnusableBackup {
         what: "manifest".to_owned(),
         reason,
     };
-    let manifest = Manifest::parse(&received.manifest).map_err(unusable)?;
+    let manifest = ManifestFacts::parse(&received.manifest).map_err(unusable)?;
     let of_server = manifest
         .system_identifier
         .is_none_or(|identifier| identifier == identity.system_identifier);

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use repository::catalog::TimelineObjects;
 use repository::key::{ClusterId, log_prefix, timeline_tail_prefix};
+use repository::manifest::WalRange;
 use repository::{ErrorClass, Repository};
 use wal_format::{Lsn, SegmentName, SegmentSize, TimelineId};
 
-use super::manifest::WalRange;
 use super::{BackupEvent, Observe};
 use crate::upload::error_text;
 use crate::{Error, Result};

@@ -19,8 +19,10 @@ pub(super) struct Shown {
     pub(super) repository: Option<String>,
     /// Which timeline a position is on.
     pub(super) history: TimelineHistory,
-    /// Where the earliest backup is consistent.
-    pub(super) reachable_from: Option<Lsn>,
+    /// First byte of WAL that each backup on the way needs, and where it is consistent.
+    pub(super) backups: Vec<(Lsn, Lsn)>,
+    /// Where WAL begins again behind each hole.
+    pub(super) behind_holes: Vec<Lsn>,
     /// What a restore's command line needs besides the target.
     pub(super) arguments: String,
 }
@@ -30,13 +32,23 @@ impl Shown {
         Self {
             repository: None,
             history: TimelineHistory::parse(timeline, b"").unwrap_or(TimelineHistory::first()),
-            reachable_from: None,
+            backups: Vec::new(),
+            behind_holes: Vec::new(),
             arguments: String::new(),
         }
     }
 
-    fn is_reachable(&self, target: &Target) -> bool {
-        self.reachable_from.is_some_and(|from| from <= target.lsn)
+    /// Why a restore cannot get there, if it cannot.
+    fn obstacle(&self, target: Lsn) -> Option<&'static str> {
+        let holes = self.behind_holes.iter().copied();
+        let hole = holes.filter(|behind| *behind <= target).max();
+        let before = |(_, consistent): &&(Lsn, Lsn)| *consistent <= target;
+        let mut before = self.backups.iter().filter(before).peekable();
+        if before.peek().is_none() {
+            return Some("no backup ends before that");
+        }
+        let joined = before.any(|(start, _)| hole.is_none_or(|behind| behind <= *start));
+        (!joined).then_some("WAL between every backup and that is missing")
     }
 
     /// The command that restores to just before a transaction.
@@ -73,7 +85,7 @@ impl Shown {
                 "transactions_lost": target.lost,
                 "transactions_lost_is": count_word(count),
                 "because": because_word(target.because),
-                "reachable": self.repository.as_ref().map(|_| self.is_reachable(target)),
+                "reachable": self.repository.as_ref().map(|_| self.obstacle(target.lsn).is_none()),
                 "command": self.command(target),
             })
         };
@@ -200,9 +212,10 @@ impl Shown {
                 (Because::Lock, true) => "or before it locked anything",
                 (Because::ActsEarly, _) => "before it began to act, which was before its commit",
             };
-            if self.repository.is_some() && !self.is_reachable(target) {
+            let obstacle = self.repository.as_ref().and(self.obstacle(target.lsn));
+            if let Some(obstacle) = obstacle {
                 line(format!(
-                    "{why}: --to-lsn {} --exclusive, but no backup ends before that",
+                    "{why}: --to-lsn {} --exclusive, but {obstacle}",
                     target.lsn
                 ));
                 continue;
@@ -398,5 +411,28 @@ fn local(time: Timestamp) -> String {
     match jiff::Timestamp::from_microsecond(time.unix_micros()) {
         Ok(timestamp) => report::time(timestamp),
         Err(_) => utc(time),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_needs_a_backup_before_it_and_no_hole_between() {
+        let lsn = Lsn::new;
+        let shown = Shown {
+            backups: vec![(lsn(10), lsn(20)), (lsn(60), lsn(70))],
+            behind_holes: vec![lsn(40), lsn(90)],
+            ..Shown::of_folder(TimelineId::FIRST)
+        };
+        let obstacle = |at| shown.obstacle(lsn(at)).unwrap_or_default();
+        assert!(obstacle(19).contains("no backup"));
+        assert_eq!(obstacle(20), "");
+        assert_eq!(obstacle(39), "");
+        assert!(obstacle(40).contains("is missing"));
+        assert!(obstacle(69).contains("is missing"));
+        assert_eq!(obstacle(70), "");
+        assert!(obstacle(95).contains("is missing"));
     }
 }

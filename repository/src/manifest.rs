@@ -1,5 +1,7 @@
-//! What Walden reads of PostgreSQL's `backup_manifest` (versions 1 and 2, PostgreSQL 13 to 18): whose it is, which WAL it needs, and
-//! that it arrived whole. It is stored byte for byte; its list of files is read by restores (`pitr`), not here.
+//! What both sides read of PostgreSQL's `backup_manifest` (versions 1 and 2, PostgreSQL 13 to 18): whose it is, which WAL it needs, and
+//! that it is whole. It is stored byte for byte; its list of files is read by restores (`pitr`), not here.
+//!
+//! Source: manual chapter "Backup Manifest Format".
 
 use std::fmt::Write;
 
@@ -13,19 +15,22 @@ const VERSIONS: std::ops::RangeInclusive<u64> = 1..=2;
 
 /// The facts a base backup is checked by.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Manifest {
+pub struct ManifestFacts {
     /// Absent before PostgreSQL 17.
-    pub(super) system_identifier: Option<u64>,
+    pub system_identifier: Option<u64>,
     /// WAL that makes the backup consistent, oldest timeline first, without holes.
-    pub(super) wal_ranges: Vec<WalRange>,
+    pub wal_ranges: Vec<WalRange>,
 }
 
 /// WAL of one timeline, half-open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct WalRange {
-    pub(super) timeline: TimelineId,
-    pub(super) start: Lsn,
-    pub(super) end: Lsn,
+pub struct WalRange {
+    /// The timeline.
+    pub timeline: TimelineId,
+    /// First byte.
+    pub start: Lsn,
+    /// First byte behind it.
+    pub end: Lsn,
 }
 
 #[derive(Deserialize)]
@@ -53,19 +58,19 @@ struct Range {
     end: String,
 }
 
-impl Manifest {
+impl ManifestFacts {
     /// Reads a manifest and compares its checksum of itself.
     ///
     /// # Errors
     /// What is wrong with it.
-    pub(super) fn parse(bytes: &[u8]) -> Result<Self, String> {
+    pub fn parse(bytes: &[u8]) -> Result<Self, String> {
         let document: Document =
             serde_json::from_slice(bytes).map_err(|error| format!("it cannot be read: {error}"))?;
         if !VERSIONS.contains(&document.version) {
             return Err(format!("version {} is not known", document.version));
         }
         if checksum(bytes).as_ref() != Some(&document.checksum) {
-            return Err("its checksum does not fit".to_owned());
+            return Err("its checksum of itself does not fit".to_owned());
         }
         let mut wal_ranges = document
             .wal_ranges
@@ -87,14 +92,14 @@ impl Manifest {
     }
 
     /// First byte of WAL the backup needs, and its timeline.
-    pub(super) fn start(&self) -> Option<(Lsn, TimelineId)> {
+    pub fn start(&self) -> Option<(Lsn, TimelineId)> {
         self.wal_ranges
             .first()
             .map(|range| (range.start, range.timeline))
     }
 
     /// First byte of WAL the backup no longer needs, and its timeline.
-    pub(super) fn stop(&self) -> Option<(Lsn, TimelineId)> {
+    pub fn stop(&self) -> Option<(Lsn, TimelineId)> {
         self.wal_ranges
             .last()
             .map(|range| (range.end, range.timeline))
@@ -149,25 +154,25 @@ mod tests {
         let identifier = "\"System-Identifier\": 18446744073709551615,\n";
         let two = r#"{ "Timeline": 3, "Start-LSN": "0/3000000", "End-LSN": "0/4000000" },
             { "Timeline": 2, "Start-LSN": "0/2000028", "End-LSN": "0/3000000" }"#;
-        let parsed = Manifest::parse(&manifest(2, identifier, two)).unwrap();
+        let parsed = ManifestFacts::parse(&manifest(2, identifier, two)).unwrap();
         assert_eq!(parsed.system_identifier, Some(u64::MAX));
         let timeline = |number| TimelineId::new(number).unwrap();
         assert_eq!(parsed.start(), Some((Lsn::new(0x200_0028), timeline(2))));
         assert_eq!(parsed.stop(), Some((Lsn::new(0x400_0000), timeline(3))));
-        let old = Manifest::parse(&manifest(1, "", ONE)).unwrap();
+        let old = ManifestFacts::parse(&manifest(1, "", ONE)).unwrap();
         assert_eq!((old.system_identifier, old.wal_ranges.len()), (None, 1));
     }
 
     #[test]
     fn refuses_what_is_damaged_or_unknown() {
         let check = |bytes: &[u8], expected: &str| {
-            let error = Manifest::parse(bytes).unwrap_err();
+            let error = ManifestFacts::parse(bytes).unwrap_err();
             assert!(error.contains(expected), "{error}");
         };
         let good = manifest(2, "", ONE);
         check(&good[..good.len() - 9], "cannot be read");
         let changed = String::from_utf8(good).unwrap().replace("\"a\"", "\"b\"");
-        check(changed.as_bytes(), "checksum does not fit");
+        check(changed.as_bytes(), "checksum of itself does not fit");
         check(&manifest(3, "", ONE), "version 3");
         check(&manifest(2, "", ""), "do not join");
         let hole = format!(r#"{ONE}, {{ "Timeline": 2, "Start-LSN": "0/9", "End-LSN": "0/10" }}"#);
