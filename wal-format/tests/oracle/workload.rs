@@ -99,7 +99,13 @@ SELECT 'DROP DATABASE ' || datname FROM pg_database WHERE datname ~ '^[fw][0-9]'
 ALTER TABLE gone SET TABLESPACE pg_default; DROP TABLE there, gone;
 SELECT 'DROP TABLESPACE ts' || i FROM generate_series(1, 11) i \\gexec
 ALTER SYSTEM SET full_page_writes = off; SELECT pg_reload_conf() \\g /dev/null
-CHECKPOINT; INSERT INTO m VALUES (2000, 1);
+-- The checkpointer reads its settings in its own time: gone on with once a checkpoint of its own says so.
+DO $$ BEGIN
+  FOR i IN 1..600 LOOP
+    CHECKPOINT; EXIT WHEN (SELECT NOT full_page_writes FROM pg_control_checkpoint()); PERFORM pg_sleep(0.05);
+  END LOOP;
+END $$;
+INSERT INTO m VALUES (2000, 1);
 ALTER SYSTEM RESET full_page_writes; SELECT pg_reload_conf() \\g /dev/null
 CHECKPOINT;
 -- Enough transactions for twenty pages of the commit log, in one commit record of 2.8 MB.
@@ -174,7 +180,13 @@ pub(crate) const KINDS_OF_THE_WHOLE: &[&str] = &[
 
 /// Large messages, one after the other: when the server is killed, one of them is under way.
 const LARGE_MESSAGES: &str = "
-DO $$ BEGIN FOR i IN 1..60 LOOP PERFORM pg_logical_emit_message(false, 'walden', repeat('y', 700000)); END LOOP; END $$";
+DO $$ BEGIN FOR i IN 1..2000 LOOP PERFORM pg_logical_emit_message(false, 'walden', repeat('y', 700000)); END LOOP; END $$";
+
+/// Until they are being written: a server that is stopped then is in the middle of one.
+const WAIT_FOR_MESSAGES: &str = "
+DO $$ DECLARE before pg_lsn := pg_current_wal_insert_lsn(); BEGIN
+  FOR i IN 1..3000 LOOP EXIT WHEN pg_current_wal_insert_lsn() - before > 3000000; PERFORM pg_sleep(0.01); END LOOP;
+END $$";
 
 /// A few seconds of a server's life, on two timelines; it is stopped at the end. Gives the ways in which it must have stored page images.
 pub(crate) fn live(server: &mut Server, whole: bool) -> Vec<&'static str> {
@@ -208,7 +220,8 @@ pub(crate) fn live(server: &mut Server, whole: bool) -> Vec<&'static str> {
             server.sql_in_background(LARGE_MESSAGES),
             server.sql_in_background(LARGE_MESSAGES),
         ];
-        std::thread::sleep(std::time::Duration::from_millis(60 + 30 * round));
+        server.sql(WAIT_FOR_MESSAGES);
+        std::thread::sleep(std::time::Duration::from_millis(30 * round));
         server.stop("immediate");
         for client in &mut clients {
             client.wait().map(drop).expect("psql");
