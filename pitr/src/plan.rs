@@ -268,7 +268,8 @@ pub fn plan_pieces(catalog: &Catalog, path: &WalPath, from: Lsn) -> Pieces {
     Pieces { pieces, hole: None }
 }
 
-fn open_source(objects: &TimelineObjects, name: SegmentName) -> Option<PieceSource> {
+/// What there is of a segment besides a sealed object: tail chunks and partials; `None` if neither.
+pub(crate) fn open_source(objects: &TimelineObjects, name: SegmentName) -> Option<PieceSource> {
     let tail: Vec<TailChunk> = objects
         .tails
         .get(&name)

@@ -102,7 +102,8 @@ enum SessionEnd {
     ServerShutdown,
 }
 
-/// Segments that may be sealed and stored at the same time within the memory budget, at least one.
+/// Segments that may wait between sealing, which goes on side by side, and storing, one after the other, within the memory budget; at
+/// least one.
 #[must_use]
 pub fn segments_in_flight(size: SegmentSize) -> usize {
     let segment = u64::from(size.bytes());

@@ -9,7 +9,7 @@ use super::reader::{Examined, Want};
 use super::wal::TimelineWalk;
 use crate::assemble::{Chunk, assemble_tail};
 use crate::error::Result;
-use crate::plan::ChainProof;
+use crate::plan::{ChainProof, PieceSource, open_source};
 use crate::segment_source::check;
 use futures_util::StreamExt;
 use repository::catalog::{PartialObject, TailChunk};
@@ -44,19 +44,13 @@ impl TimelineWalk<'_> {
             if !survey.is_wanted(number) {
                 continue;
             }
-            let tails: Vec<TailChunk> = objects
-                .tails
-                .get(&name)
-                .into_iter()
-                .flatten()
-                .copied()
-                .collect();
-            let partials: Vec<PartialObject> = objects
-                .partials
-                .iter()
-                .filter(|partial| partial.name == name)
-                .copied()
-                .collect();
+            let Some(PieceSource::Open {
+                tail: tails,
+                partials,
+            }) = open_source(objects, name)
+            else {
+                continue;
+            };
             let is_sealed = objects.segments.contains_key(&name);
             self.open_segment(name, number, &tails, &partials, is_sealed, memory)
                 .await?;
