@@ -3,6 +3,7 @@
 pub mod backup;
 pub mod catalog;
 pub mod cluster;
+pub mod copy;
 pub mod descriptor;
 pub mod durable;
 pub mod error;
