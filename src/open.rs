@@ -12,7 +12,7 @@ use repository::identity::ExposeSecret;
 use repository::key::ClusterId;
 use repository::sealed::{OpenPolicy, SealPolicy};
 use repository::store::{Deadlines, StoreOptions};
-use repository::{Repository, Store};
+use repository::{Repositories, Repository, Store};
 
 use crate::config::{Config, Location};
 use crate::exit_code::ExitCode;
@@ -164,9 +164,10 @@ pub(crate) fn connection_info(config: &Config) -> Result<ConnectionInfo> {
 /// The repository does not know it: exit code 5. None or several to choose from: exit code 2, with their names.
 pub(crate) async fn find_cluster(
     config: &Config,
-    repository: &Repository,
+    repositories: impl Into<Repositories>,
     named: Option<&str>,
 ) -> Result<ClusterDocument> {
+    let repository = repositories.into();
     let configured = config.postgres.system_identifier;
     let wanted: Option<ClusterId> = match named {
         Some(text) => Some(text.parse().exit_code(ExitCode::Usage)?),
@@ -177,7 +178,7 @@ pub(crate) async fn find_cluster(
         let missing = || {
             anyhow!(
                 "{}: the cluster {cluster} is not known there",
-                repository.url()
+                repository.urls()
             )
         };
         return found
@@ -189,7 +190,7 @@ pub(crate) async fn find_cluster(
     let only = match known.as_slice() {
         [only] => *only,
         [] => {
-            return Err(anyhow!("{}: no cluster is stored there", repository.url()))
+            return Err(anyhow!("{}: no cluster is stored there", repository.urls()))
                 .hint("`walden init` makes a cluster known")
                 .exit_code(ExitCode::NoRepository);
         }
@@ -197,7 +198,7 @@ pub(crate) async fn find_cluster(
             let names: Vec<String> = several.iter().map(ToString::to_string).collect();
             return Err(anyhow!(
                 "{}: {} clusters are stored there",
-                repository.url(),
+                repository.urls(),
                 several.len()
             ))
             .hint(format!("choose one with --cluster: {}", names.join(", ")))
@@ -205,7 +206,7 @@ pub(crate) async fn find_cluster(
         }
     };
     let document = repository.fetch_cluster(only).await?;
-    document.with_context(|| format!("{}: {only} has gone", repository.url()))
+    document.with_context(|| format!("{}: {only} has gone", repository.urls()))
 }
 
 /// The store's deadlines for a command that a person waits for: asking again is cheap, waiting five minutes is not.

@@ -15,6 +15,7 @@ pub mod mirror;
 pub mod names;
 pub mod repo;
 pub mod sealed;
+pub mod several;
 pub mod store;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -22,4 +23,5 @@ pub mod wal;
 
 pub use error::{Error, ErrorClass, Result};
 pub use repo::{Repository, Stored};
+pub use several::Repositories;
 pub use store::{Deadlines, PutOutcome, Store, StoreOptions};
