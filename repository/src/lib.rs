@@ -6,6 +6,7 @@ pub mod cluster;
 pub mod descriptor;
 pub mod durable;
 pub mod error;
+pub mod gap;
 pub mod identity;
 pub mod index;
 pub mod key;
