@@ -111,7 +111,8 @@ pub(crate) async fn run(args: VerifyArgs, globals: &Globals) -> Result<ExitCode>
         Some(folder) if level.reads() => {
             let identity = repository.fetch_identity().await?;
             let id = identity.map(|document| document.repository_id);
-            let id = id.unwrap_or_else(|| repository.url().to_owned());
+            // A copy of the repository at another place is another one.
+            let id = format!("{} at {}", id.unwrap_or_default(), repository.url());
             (memory, trouble) = Memory::load(&folder, &id, cluster.id(), args.all);
         }
         None if level.reads() => {
@@ -289,6 +290,10 @@ impl Document<'_> {
             writeln!(text, "\nand {} more", report.findings_not_listed)?;
         }
         match report.findings.len() {
+            0 if report.backups.is_empty() => writeln!(
+                text,
+                "nothing is wrong with what is stored, but nothing can be recovered from it"
+            ),
             0 => writeln!(text, "all is well"),
             1 => writeln!(text, "\n1 problem"),
             count => writeln!(text, "\n{count} problems"),

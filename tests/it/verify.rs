@@ -310,18 +310,24 @@ fn what_was_verified_is_remembered_until_it_changes() {
     assert!(notes.contains("objects were not read again"), "{again}");
     let notes = first["notes"].to_string();
     assert!(!notes.contains("not read again"), "{first}");
+    // Another copy is not this one, however alike.
+    let elsewhere = Copy::of(&archive);
+    let output = verifier.run(&archive, &elsewhere.url(), true, &[]);
+    let other = json(&output.expect_success());
+    assert_eq!(count(&other, "objects_remembered"), 0, "{other}");
     let shallower = verify(0, &["--checksums"]);
     assert!(count(&shallower, "objects_remembered") > 12, "{shallower}");
     let all = verify(0, &["--backups", "--all"]);
     assert_eq!(count(&all, "objects_remembered"), 0, "{all}");
     // Nothing of it lies in the repository.
     let state = verifier.scratch.join(".local/state/walden");
-    let file = fs::read_dir(&state)
-        .unwrap()
-        .next()
-        .unwrap()
-        .unwrap()
-        .path();
+    let files = fs::read_dir(&state).unwrap().flatten();
+    let mut ours = files.map(|entry| entry.path()).filter(|path| {
+        let text = fs::read_to_string(path).unwrap();
+        text.contains(&copy.url())
+    });
+    let (file, more) = (ours.next().unwrap(), ours.next());
+    assert_eq!(more, None);
     // What changes is read again, and what is wrong is told every time.
     let middle = archive.middle_segment();
     let key = archive.segment_key(&middle);

@@ -394,7 +394,7 @@ fn part_object(part: &PartDescriptor) -> BackupObject {
 }
 
 /// The reason of an error whose object is named beside it.
-fn reason_of(error: &Error) -> String {
+pub(crate) fn reason_of(error: &Error) -> String {
     match error {
         Error::Integrity { reason, .. } => reason.clone(),
         other => other.to_string(),

@@ -8,7 +8,7 @@ use super::Job;
 use super::finding::{Found, Place, Problem};
 use super::memory::Memory;
 use super::reader::{Examined, Want};
-use super::survey::Survey;
+use super::survey::{KnownBackup, Survey};
 use crate::error::Result;
 use repository::Error as Stored;
 use repository::backup::BackupClaim;
@@ -125,22 +125,47 @@ async fn check_document(
     }
 }
 
-/// Whether the cluster's document fits its backups, all of which say how large segments are.
-pub(crate) fn check_cluster(document: &ClusterDocument, survey: &Survey, found: &mut Vec<Found>) {
-    let mut backups = survey.backups.iter();
-    let Some(other) =
-        backups.find(|backup| backup.descriptor.wal_segment_size != document.wal_segment_size)
-    else {
-        return;
-    };
-    found.push(Found {
-        object: ObjectKey::Cluster(survey.cluster).to_string(),
-        place: Place::Cluster,
+/// Whether the cluster's document and its backups say the same of the size of segments. A backup that alone says otherwise is told in `found`;
+/// what is given back is the cluster's own document, if no backup agrees with it.
+pub(crate) fn check_cluster(
+    document: &ClusterDocument,
+    survey: &Survey,
+    found: &mut Vec<Found>,
+) -> Option<Found> {
+    let fits =
+        |backup: &&KnownBackup| backup.descriptor.wal_segment_size == document.wal_segment_size;
+    let any_fits = survey.backups.iter().any(|backup| fits(&backup));
+    let contradiction = |key: ObjectKey, place, detail| Found {
+        object: key.to_string(),
+        place,
         lsn: None,
         problem: Problem::Contradiction,
-        detail: format!(
-            "it says that WAL segments have {} bytes, backup {} says {}",
-            document.wal_segment_size, other.facts.label, other.descriptor.wal_segment_size
-        ),
-    });
+        detail,
+    };
+    let cluster = survey.cluster;
+    for other in survey.backups.iter().filter(|backup| !fits(backup)) {
+        let (said, label) = (other.descriptor.wal_segment_size, &other.facts.label);
+        if !any_fits {
+            let detail = format!(
+                "it says that WAL segments have {} bytes, backup {label} says {said}",
+                document.wal_segment_size
+            );
+            return Some(contradiction(
+                ObjectKey::Cluster(cluster),
+                Place::Cluster,
+                detail,
+            ));
+        }
+        let detail = format!(
+            "it says that WAL segments have {said} bytes, cluster.json and other backups say {}",
+            document.wal_segment_size
+        );
+        let key = ObjectKey::Backup {
+            cluster,
+            label: label.clone(),
+            object: BackupObject::Descriptor,
+        };
+        found.push(contradiction(key, Place::Backup(label.to_string()), detail));
+    }
+    None
 }

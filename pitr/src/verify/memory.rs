@@ -76,7 +76,7 @@ impl Memory {
         Self::default()
     }
 
-    /// Reads what is remembered of a cluster in a repository (by its `repository_id`) from `folder`; with `ignore`, only keeps what this run
+    /// Reads what is remembered of a cluster in a repository (`repository_id` tells it and its place from others) from `folder`; with `ignore`, only keeps what this run
     /// verifies. Says why, if a file is there and cannot be used.
     #[must_use]
     pub fn load(

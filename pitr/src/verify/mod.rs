@@ -153,7 +153,10 @@ pub async fn verify(
     let reader = Reader::new(request.repository, request.policy, &advance);
     let mut found = Vec::new();
     let survey = Survey::take(&reader, request.cluster, request.since, &mut found).await?;
-    documents::check_cluster(request.cluster, &survey, &mut found);
+    if let Some(wrong) = documents::check_cluster(request.cluster, &survey, &mut found) {
+        found.push(wrong);
+        return Ok(nothing_fits(request.level, found, &survey, reader.counts()));
+    }
     // Where every segment is read, they would say nothing new.
     let rolled = match request.level == Level::Presence || !memory.is_empty() {
         true => fetch_roll_ups(request.repository, survey.cluster, &survey.catalog).await?,
@@ -226,6 +229,20 @@ pub async fn verify(
         prepared,
         counts,
     })
+}
+
+/// Where segments have another size than is said, no position is what it seems: everything would be wrong.
+fn nothing_fits(level: Level, found: Vec<Found>, survey: &Survey, counts: Counts) -> Report {
+    let (findings, findings_not_listed) = conclude(found, survey);
+    Report {
+        level,
+        findings,
+        findings_not_listed,
+        notes: vec!["WAL was not looked at: no position in it is known".to_owned()],
+        backups: Vec::new(),
+        prepared: BTreeMap::new(),
+        counts,
+    }
 }
 
 /// How far verification is.

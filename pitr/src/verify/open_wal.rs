@@ -3,6 +3,7 @@
 //!
 //! Owns the order. Joining is `assemble.rs`'s, the place of an object `segment_source.rs`'s, chain and decoder go on from `wal.rs`.
 
+use super::backups::reason_of;
 use super::finding::Problem;
 use super::memory::Memory;
 use super::reader::{Examined, Want};
@@ -174,7 +175,7 @@ impl TimelineWalk<'_> {
                                 true => Problem::Lineage,
                                 false => Problem::Contradiction,
                             };
-                            Some((problem, error.to_string()))
+                            Some((problem, reason_of(&error)))
                         }
                         Ok(_) if !named => Some((
                             Problem::Contradiction,
@@ -262,7 +263,7 @@ impl TimelineWalk<'_> {
                 let last = pieces.last().unwrap_or(first);
                 let at = start.saturating_add(u64::from(last.from));
                 let key = last.key.clone();
-                self.add(&key, start, at, Problem::Contradiction, error.to_string());
+                self.add(&key, start, at, Problem::Contradiction, reason_of(&error));
                 return Ok(());
             }
         };

@@ -70,6 +70,17 @@ pub(super) fn descriptors_and_backups(encrypted: bool) -> Vec<Damage> {
                 vec![(format!("{folder}/manifest"), None)]
             },
         ),
+        damage(
+            "backup.json edited: the segment size",
+            "--presence",
+            move |archive, copy| {
+                let key = backup_json(archive);
+                edit_json(copy, &key, |backup| {
+                    backup["wal_segment_size"] = (2 << 20).into();
+                });
+                vec![(key, None)]
+            },
+        ),
         damage("backup.json cut", "--presence", move |archive, copy| {
             let key = backup_json(archive);
             let bytes = copy.read(&key);
