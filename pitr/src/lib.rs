@@ -16,6 +16,7 @@ pub mod postgres;
 pub mod reach;
 pub mod recovery_conf;
 pub mod restore;
+mod roll_ups;
 pub mod scope;
 pub mod search;
 pub mod segment_source;

@@ -162,7 +162,17 @@ impl Report {
             };
             windows.push_str(&format!("  {}  {reach}\n", backup.label));
         }
+        if self.is_by_name() {
+            windows.push_str(
+                "  (by the names of segments; walden window reads what each one says of itself)\n",
+            );
+        }
         format!("{}{windows}{}", table.to_text(color), self.notes())
+    }
+
+    fn is_by_name(&self) -> bool {
+        let mut windows = self.backups.iter().filter_map(|one| one.window.as_ref());
+        windows.any(Window::is_by_name)
     }
 
     fn notes(&self) -> String {

@@ -12,12 +12,10 @@ use pitr::postgres::Owner;
 use pitr::restore::RestoreJob;
 use pitr::time::{find_zone, format_utc, parse_time};
 use pitr::{RecoveryGoal, RecoveryTarget};
-use repository::identity::SecretReference;
 use wal_format::TimelineId;
 
 use super::Globals;
-use crate::cli::SourceArgs;
-use crate::config::{Overrides, parse_secret_reference};
+use crate::cli::{KeyArgs, SourceArgs};
 use crate::exit_code::ExitCode;
 use crate::failure::Advise;
 use crate::restore_run::{self, RestoreRequest};
@@ -74,18 +72,8 @@ pub(crate) struct RestoreArgs {
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) port: Option<u16>,
 
-    /// Where the identity is kept: file:PATH, env:NAME or cmd:COMMAND
-    #[arg(
-        long,
-        env = "WALDEN_IDENTITY",
-        value_name = "REF", value_parser = parse_secret_reference,
-        hide_env_values = true
-    )]
-    pub(crate) identity: Option<SecretReference>,
-
-    /// Accept unencrypted objects although an identity is given
-    #[arg(long)]
-    pub(crate) allow_plain: bool,
+    #[command(flatten)]
+    pub(crate) key: KeyArgs,
 
     #[command(flatten)]
     pub(crate) source: SourceArgs,
@@ -226,15 +214,12 @@ pub(crate) fn parse_timeline(text: &str) -> Result<u32, String> {
 /// Plans, shows the plan, and does it.
 pub(crate) async fn run(args: RestoreArgs, globals: &Globals) -> Result<ExitCode> {
     let (goal, target) = goal_of(&args.target)?;
-    let overrides = Overrides {
-        identity: args.identity.clone(),
-        repository: args.source.repository(),
-        ..Overrides::default()
-    };
-    let config = args.source.choose(globals.load_config(&overrides)?)?;
+    let config = args
+        .source
+        .choose(globals.load_config(&args.key.identity.overrides(&args.source))?)?;
     let repository = sources::open_existing(&config).await?;
     let cluster = open::find_cluster(&config, &repository, args.source.cluster.as_deref()).await?;
-    let policy = open::open_policy(&config, args.allow_plain).await?;
+    let policy = open::open_policy(&config, args.key.allow_plain).await?;
     let label = args
         .backup
         .as_deref()
@@ -383,7 +368,7 @@ mod tests {
     fn needs_nothing_but_a_repository_and_an_identity() {
         let args = parse("s3://b/p --identity file:k --to latest -D /tmp/x").unwrap();
         assert_eq!(args.source.repository().unwrap().url, "s3://b/p");
-        assert_eq!(args.identity.unwrap().to_string(), "file:k");
+        assert_eq!(args.key.identity.reference().unwrap().to_string(), "file:k");
         assert_eq!(args.target.to.as_deref(), Some("latest"));
         assert_eq!(args.target.action, Action::Pause);
     }
