@@ -8,7 +8,7 @@ use futures_util::StreamExt;
 use repository::catalog::Catalog;
 use repository::descriptor::WalDescriptor;
 use repository::key::{ClusterId, ObjectKey};
-use repository::{ErrorClass, Repository};
+use repository::{ErrorClass, Repositories};
 use std::collections::{BTreeMap, BTreeSet};
 use wal_format::SegmentName;
 
@@ -22,7 +22,7 @@ const MAX_A_LOG: usize = 4;
 /// # Errors
 /// `Retry`: the store does not answer.
 pub(crate) async fn fetch_roll_ups(
-    repository: &Repository,
+    repositories: &Repositories,
     cluster: ClusterId,
     catalog: &Catalog,
 ) -> Result<BTreeMap<SegmentName, WalDescriptor>> {
@@ -39,7 +39,7 @@ pub(crate) async fn fetch_roll_ups(
             tag: *tag,
         })
     });
-    let fetches = keys.map(|key| async move { repository.fetch_roll_up(&key).await });
+    let fetches = keys.map(|key| async move { repositories.fetch_roll_up(&key).await });
     let mut fetched = futures_util::stream::iter(fetches).buffer_unordered(IN_FLIGHT);
     let mut told: BTreeMap<SegmentName, WalDescriptor> = BTreeMap::new();
     let mut disputed = BTreeSet::new();

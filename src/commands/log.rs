@@ -21,7 +21,7 @@ use super::restore::parse_timeline;
 use crate::cli::{KeyArgs, SourceArgs};
 use crate::exit_code::ExitCode;
 use crate::failure::Advise;
-use crate::open;
+use crate::{open, sources};
 
 /// Half of the time that `--around` looks at, unless `--window` says otherwise.
 const USUAL_WINDOW: Duration = Duration::from_secs(20 * 60);
@@ -181,13 +181,16 @@ async fn from_repository(
     timeline: Option<TimelineId>,
     globals: &Globals,
 ) -> Result<(Log, Shown)> {
-    let config = globals.load_config(&args.key.identity.overrides(&args.source))?;
-    let repository = open::open_existing_repository(&config).await?;
+    let config = args
+        .source
+        .choose(globals.load_config(&args.key.identity.overrides(&args.source))?)?;
+    let repository = sources::open_existing(&config).await?;
     let cluster = open::find_cluster(&config, &repository, args.source.cluster.as_deref()).await?;
     let policy = open::open_policy(&config, args.key.allow_plain).await?;
     let stored = PlanMaterial::gather(&repository, &policy, cluster.id(), timeline)
         .await
         .context("find stored WAL")?;
+    sources::warn_of(&stored.unanswered);
     let (pieces, holes) = stored_pieces(&stored.catalog, &stored.path);
     let behind_holes = holes
         .keys()
@@ -221,7 +224,7 @@ async fn from_repository(
     };
     let log = read_log(&material, query).await.context("read WAL")?;
     let shown = Shown {
-        repository: Some(repository.url().to_owned()),
+        repository: Some(repository.urls()),
         history: stored.path.history.clone(),
         backups: on_path()
             .map(|backup| (backup.start_lsn, backup.stop_lsn))
@@ -237,6 +240,9 @@ fn restore_arguments(args: &LogArgs) -> String {
     let mut arguments = String::new();
     if let Some(url) = &args.source.url {
         arguments.push_str(&format!(" {}", word(url)));
+    }
+    if let Some(name) = &args.source.repository_name {
+        arguments.push_str(&format!(" --repository {}", word(name)));
     }
     if let Some(identity) = args.key.identity.reference() {
         arguments.push_str(&format!(" --identity {}", word(&identity.to_string())));

@@ -97,7 +97,9 @@ pub(crate) async fn run(args: VerifyArgs, globals: &Globals) -> Result<ExitCode>
         () if args.backups => Level::Backups,
         () => Level::Wal,
     };
-    let config = globals.load_config(&args.key.identity.overrides(&args.source))?;
+    let config = args
+        .source
+        .choose(globals.load_config(&args.key.identity.overrides(&args.source))?)?;
     let repository = open::open_existing_repository(&config).await?;
     let cluster = open::find_cluster(&config, &repository, args.source.cluster.as_deref()).await?;
     let policy = match level {

@@ -52,7 +52,9 @@ struct Report {
 
 /// Ends with 3 if something between the oldest moment and the newest cannot be reached, or nothing can.
 pub(crate) async fn run(args: WindowArgs, globals: &Globals) -> Result<ExitCode> {
-    let config = globals.load_config(&args.identity.overrides(&args.source))?;
+    let config = args
+        .source
+        .choose(globals.load_config(&args.identity.overrides(&args.source))?)?;
     let repository = open::open_existing_repository(&config).await?;
     let cluster = open::find_cluster(&config, &repository, args.source.cluster.as_deref()).await?;
     let policy = match args.identity.reference() {
