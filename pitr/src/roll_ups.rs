@@ -22,11 +22,10 @@ const MAX_A_LOG: usize = 4;
 /// # Errors
 /// `Retry`: the store does not answer.
 pub(crate) async fn fetch_roll_ups(
-    repository: impl Into<Repositories>,
+    repositories: &Repositories,
     cluster: ClusterId,
     catalog: &Catalog,
 ) -> Result<BTreeMap<SegmentName, WalDescriptor>> {
-    let repository = &repository.into();
     let roll_ups = catalog.roll_ups.iter();
     let keys = roll_ups.flat_map(|((timeline, log), tags)| {
         // The largest hold most.
@@ -40,7 +39,7 @@ pub(crate) async fn fetch_roll_ups(
             tag: *tag,
         })
     });
-    let fetches = keys.map(|key| async move { repository.fetch_roll_up(&key).await });
+    let fetches = keys.map(|key| async move { repositories.fetch_roll_up(&key).await });
     let mut fetched = futures_util::stream::iter(fetches).buffer_unordered(IN_FLIGHT);
     let mut told: BTreeMap<SegmentName, WalDescriptor> = BTreeMap::new();
     let mut disputed = BTreeSet::new();

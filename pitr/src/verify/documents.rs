@@ -1,4 +1,4 @@
-//! Objects that are small and not a link of any chain: claims, gaps and roll-ups, whose plain documents are parsed, and backup history files.
+//! Objects that are small and not a link of any chain: claims, gaps, acknowledgements and roll-ups, whose plain documents are parsed, and backup history files.
 //! And whether `cluster.json` says the same as the backups.
 //!
 //! Owns what each document must say of its own place. Backups' descriptors and history files, which everything else stands on, are read by
@@ -12,22 +12,14 @@ use super::survey::{KnownBackup, Survey};
 use crate::error::Result;
 use repository::Error as Stored;
 use repository::backup::BackupClaim;
+use repository::catalog::GapRange;
 use repository::cluster::ClusterDocument;
 use repository::descriptor::FORMAT;
 use repository::key::{BackupObject, ObjectKey};
-use serde::Deserialize;
+use wal_format::{Lsn, TimelineId};
 
 /// Largest backup history file.
 const MAX_BACKUP_HISTORY_BYTES: usize = 1 << 20;
-
-/// What is read of a gap's document.
-#[derive(Deserialize)]
-struct GapFacts {
-    format: u32,
-    timeline: u32,
-    from: String,
-    to: String,
-}
 
 /// Looks at each of them.
 pub(crate) async fn check_documents(job: &Job<'_>, memory: &mut Memory) -> Result<Vec<Found>> {
@@ -49,12 +41,12 @@ pub(crate) async fn check_documents(job: &Job<'_>, memory: &mut Memory) -> Resul
                 ..
             }
             | ObjectKey::Gap { .. }
+            | ObjectKey::GapAck { .. }
             | ObjectKey::RollUp { .. } => match check_document(job, key).await {
-                Ok(None) => {
+                Ok(()) => {
                     job.reader.count_read(meta.size);
                     continue;
                 }
-                Ok(Some(misplaced)) => Examined::Bad(Problem::Misplaced, misplaced),
                 Err(error) => job.reader.judge(key, error)?,
             },
             _ => continue,
@@ -84,45 +76,45 @@ pub(crate) async fn check_documents(job: &Job<'_>, memory: &mut Memory) -> Resul
     Ok(found)
 }
 
-/// Parses a document and holds it against its key; says of which other place it is, if it is.
-async fn check_document(
-    job: &Job<'_>,
-    key: &ObjectKey,
-) -> std::result::Result<Option<String>, Stored> {
-    let repository = job.reader.repository;
-    let format = match key {
-        ObjectKey::RollUp { .. } => {
-            return repository.fetch_roll_up(key).await.map(|_| None);
-        }
+/// Parses a document and holds it against its key.
+async fn check_document(job: &Job<'_>, key: &ObjectKey) -> std::result::Result<(), Stored> {
+    let (repository, cluster) = (job.reader.repository, job.survey.cluster);
+    match key {
+        ObjectKey::RollUp { .. } => repository.fetch_roll_up(key).await.map(drop),
         ObjectKey::Gap {
             timeline, from, to, ..
         } => {
-            let gap: GapFacts = repository.fetch_json(key).await?;
-            let said = (gap.timeline, gap.from.as_str(), gap.to.as_str());
-            if said != (timeline.get(), &from.to_string(), &to.to_string()) {
-                let (timeline, from, to) = said;
-                return Ok(Some(format!(
-                    "it says that it is the gap from {from} to {to} on timeline {timeline}"
-                )));
-            }
-            gap.format
+            let range = gap(*timeline, *from, *to);
+            repository.fetch_gap(cluster, range).await.map(drop)
+        }
+        ObjectKey::GapAck {
+            timeline, from, to, ..
+        } => {
+            let range = gap(*timeline, *from, *to);
+            let acknowledged = repository.fetch_acknowledgement(cluster, range);
+            acknowledged.await.map(drop)
         }
         ObjectKey::Backup { label, .. } => {
             let claim: BackupClaim = repository.fetch_json(key).await?;
+            let key = key.to_string();
             if claim.label != label.as_str() {
-                return Ok(Some(format!("it is the claim on {}", claim.label)));
+                let found = format!("the claim on {}", claim.label);
+                return Err(Stored::Misplaced { key, found });
             }
-            claim.format
+            match claim.format > FORMAT {
+                true => Err(Stored::FromTheFuture {
+                    key,
+                    what: format!("format {}", claim.format),
+                }),
+                false => Ok(()),
+            }
         }
-        _ => return Ok(None),
-    };
-    match format > FORMAT {
-        true => Err(Stored::FromTheFuture {
-            key: key.to_string(),
-            what: format!("format {format}"),
-        }),
-        false => Ok(None),
+        _ => Ok(()),
     }
+}
+
+fn gap(timeline: TimelineId, from: Lsn, to: Lsn) -> GapRange {
+    GapRange { timeline, from, to }
 }
 
 /// Whether the cluster's document and its backups say the same of the size of segments. A backup that alone says otherwise is told in `found`;

@@ -159,7 +159,10 @@ pub async fn verify(
     }
     // Where every segment is read, they would say nothing new.
     let rolled = match request.level == Level::Presence || !memory.is_empty() {
-        true => fetch_roll_ups(request.repository, survey.cluster, &survey.catalog).await?,
+        true => {
+            let repository = request.repository.into();
+            fetch_roll_ups(&repository, survey.cluster, &survey.catalog).await?
+        }
         false => BTreeMap::new(),
     };
     let keyless = request.policy.identities.is_empty();

@@ -125,6 +125,11 @@ pub(super) fn plain_documents() -> Vec<Damage> {
             copy.add(&key, gap.as_bytes());
             vec![(key, None)]
         }),
+        harmless("an acknowledgement that is none", |archive, copy| {
+            let key = gap_key(archive).replace(".json", ".ack.json");
+            copy.add(&key, b"yes");
+            vec![(key, None)]
+        }),
         harmless("a roll-up that is none", |archive, copy| {
             let key = format!("{}/index/00000001/00000000.00000007", archive.cluster);
             copy.add(&key, b"no roll-up");
