@@ -7,6 +7,7 @@ mod config;
 mod exit_code;
 mod failure;
 mod hook;
+mod left_behind;
 mod logging;
 mod memory;
 mod open;

@@ -132,10 +132,9 @@ pub(crate) async fn find_cluster(
     repository: &Repository,
     named: Option<&str>,
 ) -> Result<ClusterDocument> {
-    let configured = config.postgres.system_identifier;
     let wanted: Option<ClusterId> = match named {
         Some(text) => Some(text.parse().exit_code(ExitCode::Usage)?),
-        None => configured.map(|identifier| ClusterId::new(identifier.get())),
+        None => config.postgres.cluster(),
     };
     if let Some(cluster) = wanted {
         let found = repository.fetch_cluster(cluster).await?;

@@ -59,6 +59,7 @@ pub(crate) async fn run(args: RunArgs, globals: &Globals) -> Result<ExitCode> {
         connection,
         slot: config.postgres.slot.clone(),
         cluster,
+        standby_slots: config.postgres.standby_slots,
         rpo: match config.archive.rpo {
             Rpo::Sync => receive::Rpo::Sync,
             Rpo::Interval(interval) => receive::Rpo::Interval(interval),
@@ -73,7 +74,7 @@ pub(crate) async fn run(args: RunArgs, globals: &Globals) -> Result<ExitCode> {
     let clone = matches!(received, Err(archiver::Error::RestoredClone { .. }));
     let received = received.context("receive WAL");
     let invalid = if clone {
-        received.hint("a restored server that shall replace its source is let in as the guide says, \"Going live after a restore\"")?
+        received.hint("a restored server that shall replace its source is let in by `walden init --adopt`: docs/going-live.md has the steps")?
     } else {
         received?
     };

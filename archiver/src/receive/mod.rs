@@ -4,7 +4,9 @@
 //! after every failure that time can heal. Does not own the loop over one timeline's bytes (`stream.rs`), what the server is told
 //! (`progress.rs`) or where to resume (`resume.rs`).
 
+mod hosts;
 mod roll_up;
+mod standby_slots;
 mod stream;
 
 use std::collections::BTreeMap;
@@ -18,10 +20,13 @@ use repository::sealed::Facts;
 use repository::wal::lineage;
 use repository::{ErrorClass, catalog::Catalog};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use wal_format::{
     DecoderConfig, Lsn, Major, SegmentName, SegmentSize, TimelineHistory, TimelineId,
 };
 
+use self::hosts::{Hosts, Next};
+use crate::branches::{check_newest, left_behind};
 use crate::error::ServerErrorKind;
 use crate::replication::{Connection, ConnectionInfo, Mode, Started, SystemIdentity};
 use crate::resume::{RepositoryEnd, ResumePoint, ServerPosition, plan_resume};
@@ -70,6 +75,8 @@ pub struct ReceiverConfig {
     pub slot: String,
     /// The cluster as the repository knows it.
     pub cluster: ClusterDocument,
+    /// Whether a slot is kept on each of the other listed servers too.
+    pub standby_slots: bool,
     /// How long bytes may wait.
     pub rpo: Rpo,
     /// What happens to invalid WAL.
@@ -86,6 +93,7 @@ pub struct Receiver {
     writer: u32,
     stop: watch::Receiver<bool>,
     connected_once: bool,
+    hosts: Hosts,
     slot_busy_since: Option<Instant>,
     /// Where the first WAL that is not valid was received; 0 for none.
     first_invalid: Arc<AtomicU64>,
@@ -136,6 +144,7 @@ impl Receiver {
             writer: u32::from_le_bytes(writer),
             stop,
             connected_once: false,
+            hosts: Hosts::default(),
             slot_busy_since: None,
             first_invalid: Arc::default(),
             roll_ups: None,
@@ -168,14 +177,20 @@ impl Receiver {
             match self.session().await {
                 Ok(SessionEnd::Stopped) => return Ok(()),
                 Ok(SessionEnd::ServerShutdown) => {
+                    self.hosts.ended();
                     tracing::info!("the server shut down, everything it had is stored")
                 }
-                Err(error) if self.is_final(&error) => return Err(error),
                 Err(error) => {
-                    tracing::warn!(
-                        error = error_text(&error),
-                        "connection to the server lost or refused, trying again"
-                    );
+                    let listed = &self.config.connection;
+                    match self.hosts.failed(error, listed, Instant::now()) {
+                        Next::AnotherHost => continue,
+                        Next::GiveUp(error) => return Err(error),
+                        Next::Settle(error) if self.is_final(&error) => return Err(error),
+                        Next::Settle(error) => tracing::warn!(
+                            error = error_text(&error),
+                            "connection to the server lost or refused, trying again"
+                        ),
+                    }
                 }
             }
             if begun.elapsed() > LONGEST_WAIT {
@@ -209,8 +224,9 @@ impl Receiver {
 
     /// One connection: from the checks to its end.
     async fn session(&mut self) -> Result<SessionEnd> {
-        let mut connection =
-            Connection::connect(&self.config.connection, Mode::PhysicalReplication).await?;
+        let candidates = self.hosts.candidates(&self.config.connection);
+        let mut connection = Connection::connect(&candidates, Mode::PhysicalReplication).await?;
+        self.hosts.connected_to(connection.host());
         connection.require_supported()?;
         let identity = check_identity(&mut connection, &self.config.cluster).await?;
         let sync = self.is_waited_for(&mut connection).await?;
@@ -223,7 +239,9 @@ impl Receiver {
         if let Some(roll_ups) = &self.roll_ups {
             roll_ups.catch_up(&catalog);
         }
-        let stored = repository_end(&catalog, self.size, server.restart_lsn);
+        check_newest(&server.history, &catalog, self.size)?;
+        let on_path = |timeline| server.history.contains(timeline);
+        let stored = repository_end(&catalog, self.size, server.restart_lsn, on_path);
         let mut point = plan_resume(self.size, &server, stored)?;
         tracing::info!(
             server = connection.address(),
@@ -233,6 +251,14 @@ impl Receiver {
             stored_to = stored.map(|stored| stored.end.to_string()),
             "receiving WAL"
         );
+        for left in left_behind(&server.history, &catalog, self.size) {
+            tracing::warn!(timeline = left.timeline.get(), from = %left.from, to = %left.to,
+                "WAL is stored that does not lead to this server: it stays, and restores with --timeline");
+        }
+        let mut beside = JoinSet::new();
+        if let Some(slots) = self.standby_slots(&connection) {
+            beside.spawn(slots.keep());
+        }
         let major = Major::from_number(connection.server_major());
         let decoder = DecoderConfig {
             segment_size: self.size,
@@ -277,7 +303,9 @@ impl Receiver {
                         // would begin at the repository's end again, and fail again, unless something was stored meanwhile.
                         Err(error) if error.server_kind() == Some(ServerErrorKind::WalRemoved) => {
                             let catalog = self.uploader.repository().list(self.cluster).await?;
-                            if repository_end(&catalog, self.size, server.restart_lsn) != stored {
+                            if repository_end(&catalog, self.size, server.restart_lsn, on_path)
+                                != stored
+                            {
                                 return Err(error);
                             }
                             point = self.record_gap(&server, point, stored, &error).await?;
@@ -295,6 +323,17 @@ impl Receiver {
                 start: self.size.start(self.size.segment(switch_point)),
             };
         }
+    }
+
+    /// Keeps a slot on each of the other listed servers, if there are any and that is wanted.
+    fn standby_slots(&self, connection: &Connection) -> Option<standby_slots::StandbySlots> {
+        let servers = self.hosts.others(&self.config.connection);
+        (self.config.standby_slots && !servers.is_empty()).then(|| standby_slots::StandbySlots {
+            servers,
+            slot: self.config.slot.clone(),
+            system_identifier: self.cluster.system_identifier,
+            stored: connection.reported_flush(),
+        })
     }
 
     /// Whether every byte is to be stored at once: because the user says so, or because commits wait for us anyhow.
@@ -326,7 +365,7 @@ impl Receiver {
 
     /// How commits wait, as far as can be seen: a role that may only replicate is let into no database, and sees the server's settings alone.
     async fn commit_settings(&self, replication: &mut Connection) -> Result<CommitSettings> {
-        let mut info = self.config.connection.clone();
+        let mut info = self.hosts.same(&self.config.connection);
         info.database.get_or_insert_with(|| "postgres".to_owned());
         let asked = async {
             let mut sql = Connection::connect(&info, Mode::Sql).await?;
@@ -541,14 +580,16 @@ impl Histories {
     }
 }
 
-/// Where the repository's WAL ends: before the first hole that the slot can still fill, else behind everything.
+/// Where the repository's WAL of the server's own path ends: before the first hole that the slot can still fill, else behind everything.
 fn repository_end(
     catalog: &Catalog,
     size: SegmentSize,
     restart_lsn: Option<Lsn>,
+    on_path: impl Fn(TimelineId) -> bool,
 ) -> Option<RepositoryEnd> {
     let ends = catalog.timelines.keys().rev();
     let (timeline, end) = ends
+        .filter(|timeline| on_path(**timeline))
         .filter_map(|timeline| Some((*timeline, catalog.wal_end(*timeline, size)?)))
         .next()?;
     let fillable = restart_lsn.map(|lsn| size.start(size.segment(lsn)));
@@ -601,9 +642,14 @@ mod tests {
             [1, 2, 4, 5, 7].map(|n| (path(n), 1)),
         );
         let end = |restart: Option<u64>| {
-            repository_end(&catalog, SegmentSize::DEFAULT, restart.map(Lsn::new))
-                .unwrap()
-                .end
+            repository_end(
+                &catalog,
+                SegmentSize::DEFAULT,
+                restart.map(Lsn::new),
+                |_| true,
+            )
+            .unwrap()
+            .end
         };
         assert_eq!(end(None), Lsn::new(8 << 24));
         assert_eq!(end(Some((3 << 24) + 77)), Lsn::new(3 << 24));
