@@ -48,7 +48,7 @@ fn a_snapshot_clone_that_archives_first() {
     original.start();
     mark(&original, "original");
     switch(&original);
-    archiving_fails(&original, "stored already with other contents");
+    archiving_fails(&original, "already stored with different contents");
     let before = before.are_untouched_in(&scene);
     scene.run_is_refused(&original, "the server");
 
@@ -174,13 +174,13 @@ fn split(same_point: bool) {
     let because = if same_point {
         "the server was rolled back"
     } else {
-        "stored already with other contents"
+        "already stored with different contents"
     };
     scene.run_is_refused(&east, because);
     // Its archiver process is refused too, at the history file or at the first segment.
     scene.push_from(&east);
     switch(&east);
-    archiving_fails(&east, "stored already with other contents");
+    archiving_fails(&east, "already stored with different contents");
     let before = before.are_untouched_in(&scene);
     mark(&west, "west again");
     wait_until_safe(&west);
@@ -201,4 +201,97 @@ fn a_region_split_with_two_timelines_2() {
 #[test]
 fn a_region_split_at_one_point_with_the_same_history() {
     split(true);
+}
+
+/// A restored clone was opened, and before it is adopted a standby is promoted to the same timeline and archives. It is not let in beside
+/// that, and goes on in a place of its own.
+#[test]
+fn a_restored_clone_that_comes_too_late() {
+    let (mut primary, scene) = Scene::new(18);
+    let identifier = scene.name_cluster();
+    let run = scene.run(&primary);
+    let standby = primary.standby();
+    scene.backup(&primary);
+    mark(&primary, "both");
+    wait_until_replayed(&standby, &primary);
+    wait_until_safe(&primary);
+    let restored = scene.restores(&["--to", "latest"], &["both"]);
+    let clone = &restored.client;
+    let conninfo = clone.conninfo();
+    let init = |flag: &str| {
+        let arguments = ["init", flag, "--json", "--postgres", &conninfo];
+        scene.site.walden.run(arguments)
+    };
+    let refused = init("--adopt").expect_code(2);
+    assert!(refused.stdout.contains("still in recovery"), "{refused}");
+    clone.psql("select pg_wal_replay_resume()");
+    wait_until("the clone is open", DEADLINE, || {
+        (clone.psql("select pg_is_in_recovery()") == "f").then_some(())
+    });
+    scene.run_is_refused(clone, "walden init --adopt");
+    primary.stop(Stop::Immediate, DEADLINE);
+    terminate(run);
+    standby.promote();
+    let run = scene.run(&standby);
+    mark(&standby, "standby");
+    wait_until_safe(&standby);
+    terminate(run);
+    let before = scene.objects();
+    let refused = init("--adopt").expect_code(5);
+    assert!(refused.stderr.contains("--new-incarnation"), "{refused}");
+    assert!(
+        before
+            .are_untouched_in(&scene)
+            .new_since(&before)
+            .is_empty()
+    );
+    let kept = clone.psql("show walden.restored_from");
+    assert!(kept.starts_with(&identifier), "{kept}");
+
+    let second = format!("{identifier}.1");
+    let opened = init("--new-incarnation").expect_success().json();
+    assert_eq!(
+        (&opened["cluster"], &opened["restored_from"]),
+        (&second.as_str().into(), &kept.as_str().into())
+    );
+    scene.run_is_refused(clone, "walden init --adopt");
+    let adopted = init("--adopt").expect_success().json();
+    assert_eq!(
+        (&adopted["cluster"], &adopted["restored_from"]),
+        (&second.as_str().into(), &kept.into())
+    );
+    let settings = adopted["settings"].as_array().expect("a list");
+    let archive_mode = settings.iter().find(|one| one["name"] == "archive_mode");
+    let archive_mode = archive_mode.expect("it was turned off");
+    assert_eq!(
+        (&archive_mode["value"], &archive_mode["needs_restart"]),
+        (&"off".into(), &true.into())
+    );
+    let again = init("--adopt").expect_success().json();
+    assert_eq!(again["restored_from"], Value::Null);
+    let run = scene.run(clone);
+    scene.backup(clone);
+    mark(clone, "clone");
+    wait_until_safe(clone);
+    terminate(run);
+    before.are_untouched_in(&scene);
+    scene.restores(
+        &["--to", "latest", "--cluster", &second],
+        &["both", "clone"],
+    );
+    scene.restores(
+        &["--to", "latest", "--cluster", &identifier],
+        &["both", "standby"],
+    );
+    let listed = scene
+        .site
+        .walden
+        .run(["list", "--json"])
+        .expect_success()
+        .json();
+    assert_eq!(listed["cluster"], second);
+    assert_eq!(
+        listed["other_incarnations"],
+        serde_json::json!([identifier])
+    );
 }
