@@ -3,6 +3,7 @@
 pub mod backup;
 pub mod catalog;
 pub mod cluster;
+pub mod copy;
 pub mod descriptor;
 pub mod durable;
 pub mod error;
@@ -10,6 +11,7 @@ pub mod identity;
 pub mod index;
 pub mod key;
 pub mod manifest;
+pub mod mirror;
 pub mod names;
 pub mod repo;
 pub mod sealed;

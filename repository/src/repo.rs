@@ -256,6 +256,11 @@ impl Repository {
     /// `Retry`, `Config` from the store: nothing is lost by it.
     pub async fn put_roll_up(&self, roll_up: &RollUp) -> Result<Stored> {
         let (key, bytes) = roll_up.encode()?;
+        self.put_roll_up_bytes(&key, bytes).await
+    }
+
+    /// As [`Repository::put_roll_up`], of bytes that [`RollUp::parse`] has read.
+    pub(crate) async fn put_roll_up_bytes(&self, key: &ObjectKey, bytes: Bytes) -> Result<Stored> {
         // The key holds the checksum: what is there is the same, or is refused when it is read.
         match self.store.put_new(&key.to_string(), vec![bytes]).await? {
             PutOutcome::Created => Ok(Stored::New),

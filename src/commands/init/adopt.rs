@@ -64,7 +64,7 @@ pub(super) async fn run(server: ServerArgs, globals: &Globals) -> Result<ExitCod
     let config = globals.load_config(&overrides)?;
     let slot = config.postgres.slot.as_str();
     let info = open::connection_info(&config)?;
-    let repositories = super::repositories(&config).await?;
+    let repositories = open::repositories(&config).await?;
     let mut facts = ServerFacts::ask(&info, slot).await;
     let mark = facts.restored_from.take();
     let mut findings = server_check::judge(&facts, slot, config.archive.rpo);

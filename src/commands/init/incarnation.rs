@@ -82,7 +82,7 @@ pub(super) async fn run(server: ServerArgs, globals: &Globals) -> Result<ExitCod
         .hint("another cluster is no incarnation of this one: make it known with `walden init URL`")
         .exit_code(ExitCode::Integrity);
     }
-    let repositories = super::repositories(&config).await?;
+    let repositories = open::repositories(&config).await?;
     let mut known = Vec::new();
     for repository in &repositories {
         open::require_repository(repository).await?;
