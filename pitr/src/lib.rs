@@ -8,6 +8,7 @@ pub mod error;
 pub mod gather;
 mod last_commit;
 mod layout;
+pub mod left_behind;
 pub mod listen_address;
 pub mod log;
 pub mod manifest;

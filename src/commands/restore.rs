@@ -110,9 +110,9 @@ pub(crate) struct TargetArgs {
     #[arg(help_heading = "Target options", long, value_name = "ZONE")]
     pub(crate) tz: Option<String>,
 
-    /// Timeline to follow [default: the newest that descends from the backup]
-    #[arg(help_heading = "Target options", long, value_name = "NUMBER", value_parser = parse_timeline)]
-    pub(crate) timeline: Option<u32>,
+    /// Timeline to follow: a number, latest (the newest), or current (the one the backup was taken on)
+    #[arg(help_heading = "Target options", long, value_name = "TIMELINE", default_value = "latest", value_parser = parse_followed)]
+    pub(crate) timeline: Followed,
 
     /// Refuse to end before this time
     #[arg(help_heading = "Target options", long, value_name = "TIME")]
@@ -199,6 +199,32 @@ fn parse_mapping(text: &str) -> Result<TablespaceMapping, String> {
     })
 }
 
+/// Which timeline a recovery follows, in the words of `recovery_target_timeline`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Followed {
+    /// The newest by number.
+    Latest,
+    /// The one on which the chosen backup was taken.
+    Current,
+    /// This one.
+    Numbered(TimelineId),
+}
+
+fn parse_followed(text: &str) -> Result<Followed, String> {
+    match text {
+        "latest" => Ok(Followed::Latest),
+        "current" => Ok(Followed::Current),
+        _ => parse_timeline(text)
+            .ok()
+            .and_then(TimelineId::new)
+            .map(Followed::Numbered)
+            .ok_or_else(|| {
+                "a timeline is latest, current, a number from 1 on, or hexadecimal after 0x"
+                    .to_owned()
+            }),
+    }
+}
+
 /// A timeline as `recovery_target_timeline` takes it: decimal, or hexadecimal after `0x`.
 pub(crate) fn parse_timeline(text: &str) -> Result<u32, String> {
     let parsed = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
@@ -226,15 +252,30 @@ pub(crate) async fn run(args: RestoreArgs, globals: &Globals) -> Result<ExitCode
         .map(str::parse)
         .transpose()
         .exit_code(ExitCode::Usage)?;
-    let timeline = args.target.timeline.and_then(TimelineId::new);
     let planning = || format!("plan the recovery to {target}");
-    let material = PlanMaterial::gather(&repository, &policy, cluster.id(), timeline)
-        .await
-        .with_context(planning)?;
-    let plan = material
+    let gather = async |timeline| {
+        PlanMaterial::gather(&repository, &policy, cluster.id(), timeline)
+            .await
+            .with_context(planning)
+    };
+    let first = match args.target.timeline {
+        Followed::Numbered(timeline) => Some(timeline),
+        Followed::Latest | Followed::Current => None,
+    };
+    let mut material = gather(first).await?;
+    let mut plan = material
         .plan(&goal, label.as_ref())
         .await
         .with_context(planning)?;
+    let own = plan.backup.timeline;
+    if args.target.timeline == Followed::Current && own != plan.path.history.timeline() {
+        let label = plan.backup.label.clone();
+        material = gather(Some(own)).await?;
+        plan = material
+            .plan(&goal, Some(&label))
+            .await
+            .with_context(planning)?;
+    }
     let backup = material
         .descriptors
         .get(&plan.backup.label)
@@ -422,5 +463,12 @@ mod tests {
         for bad in ["0", "0x0", "+1", "0x+1", "-1", "A", "latest", "4294967296"] {
             assert!(parse_timeline(bad).is_err(), "{bad}");
         }
+        assert_eq!(parse_followed("latest"), Ok(Followed::Latest));
+        assert_eq!(parse_followed("current"), Ok(Followed::Current));
+        assert_eq!(
+            parse_followed("0x2"),
+            Ok(Followed::Numbered(TimelineId::new(2).unwrap()))
+        );
+        assert!(parse_followed("newest").is_err());
     }
 }
