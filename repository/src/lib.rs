@@ -6,6 +6,9 @@ pub mod cluster;
 pub mod descriptor;
 pub mod durable;
 pub mod error;
+#[cfg(feature = "testing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod identity;
 pub mod index;
 pub mod key;
