@@ -18,10 +18,34 @@ use crate::config::{Config, Location};
 use crate::exit_code::ExitCode;
 use crate::failure::Advise;
 
-/// The configured repository, under the store's usual deadlines. Nothing is asked of the store yet.
+/// Every configured repository, in the file's order, under the store's usual deadlines. Nothing is asked of the stores yet.
 ///
 /// # Errors
-/// A URL, certificate file or secret reference that cannot be used: exit code 2.
+/// As [`open_configured`], for any of them.
+pub(crate) async fn repositories(config: &Config) -> Result<Vec<Repository>> {
+    repositories_with(config, Deadlines::default()).await
+}
+
+/// The same under other deadlines.
+///
+/// # Errors
+/// As [`open_configured`], for any of them.
+pub(crate) async fn repositories_with(
+    config: &Config,
+    deadlines: Deadlines,
+) -> Result<Vec<Repository>> {
+    let mut repositories = Vec::with_capacity(config.repositories.len());
+    for configured in &config.repositories {
+        let opened = open_configured(configured, deadlines).await;
+        repositories.push(opened.with_context(|| format!("repository {}", configured.name))?);
+    }
+    Ok(repositories)
+}
+
+/// The first configured repository, under the store's usual deadlines. Nothing is asked of the store yet.
+///
+/// # Errors
+/// As [`open_configured`].
 pub(crate) async fn open_repository(config: &Config) -> Result<Repository> {
     open_repository_with(config, Deadlines::default()).await
 }
@@ -34,7 +58,17 @@ pub(crate) async fn open_repository_with(
     config: &Config,
     deadlines: Deadlines,
 ) -> Result<Repository> {
-    let configured = config.repository();
+    open_configured(config.repository(), deadlines).await
+}
+
+/// One configured repository. Nothing is asked of the store yet.
+///
+/// # Errors
+/// A URL, certificate file or secret reference that cannot be used: exit code 2.
+pub(crate) async fn open_configured(
+    configured: &crate::config::Repository,
+    deadlines: Deadlines,
+) -> Result<Repository> {
     let mut options = StoreOptions {
         deadlines,
         ..StoreOptions::default()
@@ -43,6 +77,7 @@ pub(crate) async fn open_repository_with(
         options.endpoint.clone_from(&said.endpoint);
         options.region.clone_from(&said.region);
         options.ca_file.clone_from(&said.ca_file);
+        options.storage_class.clone_from(&said.storage_class);
         // Not said: the store puts the bucket where its endpoint wants it.
         options.path_style = said.path_style.then_some(true);
         if let Some(pair) = &said.credentials {
@@ -58,7 +93,7 @@ pub(crate) async fn open_repository_with(
     Ok(Repository::new(&configured.name, store))
 }
 
-/// The configured repository, after asking that there is one.
+/// The first configured repository, after asking that there is one.
 ///
 /// # Errors
 /// As [`open_repository`]; nobody ever made a repository there: exit code 10; the store does not answer.

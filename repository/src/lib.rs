@@ -11,6 +11,7 @@ pub mod identity;
 pub mod index;
 pub mod key;
 pub mod manifest;
+pub mod mirror;
 pub mod names;
 pub mod repo;
 pub mod sealed;
