@@ -3,7 +3,9 @@
 
 mod archive_get;
 mod backup;
+mod copy;
 mod demo;
+mod fall_over;
 mod init;
 mod invalid_wal;
 mod list_status;
