@@ -7,6 +7,7 @@ pub mod copy;
 pub mod descriptor;
 pub mod durable;
 pub mod error;
+pub mod gap;
 pub mod identity;
 pub mod index;
 pub mod key;

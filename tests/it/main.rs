@@ -5,6 +5,7 @@ mod archive_get;
 mod backup;
 mod copy;
 mod demo;
+mod failover;
 mod fall_over;
 mod init;
 mod invalid_wal;
