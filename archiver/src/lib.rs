@@ -2,6 +2,7 @@
 
 pub mod assembler;
 pub mod base_backup;
+mod commit_watch;
 pub mod error;
 pub mod progress;
 pub mod push;

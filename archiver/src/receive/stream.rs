@@ -31,6 +31,10 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(10);
 const REPLY_INTERVAL: Duration = Duration::from_millis(10);
 /// Time to flush the tail after we were asked to stop.
 const STOP_DEADLINE: Duration = Duration::from_secs(8);
+/// Time to store what a server had sent that is gone: it may be all there is left of it.
+const LOST_DEADLINE: Duration = Duration::from_secs(60);
+/// Bytes whose sealing is no work to speak of.
+const SEALED_AT_ONCE: usize = 64 << 10;
 /// Plain segment buffers kept for reuse.
 const SPARE_BUFFERS: usize = 2;
 
@@ -62,6 +66,8 @@ enum Done {
 
 enum Wake {
     Stop,
+    /// Whether commits wait for us has changed.
+    Sync,
     Job(Result<Done>),
     Event(Result<StreamEvent>),
     Timer,
@@ -92,7 +98,9 @@ struct Facets {
     cluster: repository::key::ClusterId,
     writer: u32,
     pg_version: u16,
-    sync: bool,
+    rpo: Rpo,
+    /// Whether commits wait for us, or shall.
+    sync: watch::Receiver<bool>,
     on_invalid: OnInvalid,
     first_invalid: Arc<AtomicU64>,
     stop: watch::Receiver<bool>,
@@ -107,14 +115,12 @@ impl Streaming {
         point: ResumePoint,
         lineage: String,
         stored: StoredRecords,
-        sync: bool,
+        sync: watch::Receiver<bool>,
     ) -> Result<Self> {
         let mut assembler = Assembler::new(decoder, point.timeline, lineage, point.start)?;
         assembler.expect(stored.records, stored.previous);
-        let interval = match receiver.config.rpo {
-            Rpo::Interval(interval) if !sync => interval,
-            Rpo::Interval(_) | Rpo::Sync => Duration::ZERO,
-        };
+        let rpo = receiver.config.rpo;
+        let tail = TailSchedule::new(interval(rpo, *sync.borrow()));
         Ok(Self {
             receiver: Facets {
                 uploader: receiver.uploader.clone(),
@@ -123,6 +129,7 @@ impl Streaming {
                 pg_version: decoder
                     .major
                     .map_or(0, |major| u16::try_from(major.number()).unwrap_or(0)),
+                rpo,
                 sync,
                 on_invalid: receiver.config.on_invalid,
                 first_invalid: Arc::clone(&receiver.first_invalid),
@@ -133,7 +140,7 @@ impl Streaming {
             decoder,
             assembler,
             progress: Progress::new(receiver.size, point.start),
-            tail: TailSchedule::new(interval),
+            tail,
             jobs: JoinSet::new(),
             segments_in_flight: 0,
             last_segment: None,
@@ -147,8 +154,9 @@ impl Streaming {
 
     pub(super) async fn run(mut self, connection: &mut Connection) -> Result<StreamEnd> {
         loop {
-            self.start_tail_chunk()?;
+            // The answer first: commits may wait for it, and sealing the next chunk takes its time.
             self.answer(connection).await?;
+            self.start_tail_chunk()?;
             if let Some(by) = self.stop_by {
                 let stored = self.progress.durable() == self.progress.received();
                 if stored || Instant::now() >= by {
@@ -161,9 +169,17 @@ impl Streaming {
                     self.tail.ask();
                     self.stop_by = Some(Instant::now() + STOP_DEADLINE);
                 }
+                Wake::Sync => {
+                    let sync = *self.receiver.sync.borrow_and_update();
+                    self.tail.set_interval(interval(self.receiver.rpo, sync));
+                }
                 Wake::Timer => {}
                 Wake::Job(done) => self.finish(done?),
-                Wake::Event(event) => match event? {
+                Wake::Event(Err(error)) => {
+                    self.store_what_came().await?;
+                    return Err(error);
+                }
+                Wake::Event(Ok(event)) => match event {
                     StreamEvent::Wal(wal) => self.receive(wal.start, &wal.data)?,
                     StreamEvent::Keepalive(keepalive) => {
                         if keepalive.reply_requested {
@@ -187,6 +203,31 @@ impl Streaming {
         }
     }
 
+    /// Whether *write* too is reported as durable only.
+    fn positions(&self) -> Positions {
+        self.progress.positions(*self.receiver.sync.borrow())
+    }
+
+    /// The connection is lost, perhaps with the server: stores what it had sent before anything else is tried. Where the server lives, its
+    /// slot keeps all of it anyway.
+    async fn store_what_came(&mut self) -> Result<()> {
+        let by = Instant::now() + LOST_DEADLINE;
+        self.tail.ask();
+        while self.progress.durable() < self.progress.received() && Instant::now() < by {
+            self.start_tail_chunk()?;
+            let due = self.tail.due().filter(|_| self.segments_in_flight == 0);
+            let until = due.map_or(by, |due| due.min(by));
+            let stop = &mut self.receiver.stop;
+            let done = tokio::select! {
+                _ = stop.wait_for(|stop| *stop) => return Ok(()),
+                Some(done) = self.jobs.join_next() => done,
+                () = tokio::time::sleep_until(until.into()) => continue,
+            };
+            self.finish(finished(done)?);
+        }
+        Ok(())
+    }
+
     async fn wait(&mut self, connection: &mut Connection) -> Wake {
         let timer = tokio::time::sleep_until(self.next_timer().into());
         let stopping = self.stop_by.is_some();
@@ -196,11 +237,9 @@ impl Streaming {
         tokio::select! {
             biased;
             _ = stop.wait_for(|stop| *stop), if !stopping => Wake::Stop,
-            Some(done) = self.jobs.join_next() => Wake::Job(match done {
-                Ok(done) => done,
-                Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-                Err(error) => Err(Error::Protocol { during: "storing WAL".into(), reason: error.to_string() }),
-            }),
+            Some(done) = self.jobs.join_next() => Wake::Job(finished(done)),
+            // Behind the sender's end nothing changes any more.
+            Ok(()) = self.receiver.sync.changed() => Wake::Sync,
             event = connection.next_message(), if may_read => Wake::Event(event),
             () = timer => Wake::Timer,
         }
@@ -326,10 +365,17 @@ impl Streaming {
         };
         let plain = &self.assembler.bytes()[from as usize..to as usize];
         let uploader = self.receiver.uploader.clone();
-        let sealed = tokio::task::block_in_place(|| uploader.seal_here(facts, plain))?;
+        let seal = || uploader.seal_here(facts, plain);
+        // Handing this thread's other work to another costs as much as sealing little, and commits may wait.
+        let sealed = match plain.len() <= SEALED_AT_ONCE {
+            true => seal(),
+            false => tokio::task::block_in_place(seal),
+        }?;
         self.jobs.spawn(async move {
+            let begun = Instant::now();
             uploader.put(&sealed).await?;
-            tracing::debug!(chunk = %sealed.key, bytes = sealed.stored_size(), "tail chunk stored");
+            let seconds = begun.elapsed().as_secs_f64();
+            tracing::debug!(chunk = %sealed.key, bytes = sealed.stored_size(), seconds, "tail chunk stored");
             Ok(Done::Tail { segment, to })
         });
         Ok(())
@@ -354,7 +400,7 @@ impl Streaming {
     /// Tells the server where we are, if it asked, if more became durable, or if it has not heard of us for long.
     async fn answer(&mut self, connection: &mut Connection) -> Result<()> {
         let now = Instant::now();
-        let positions = self.progress.positions(self.receiver.sync);
+        let positions = self.positions();
         let due = match self.told {
             None => true,
             Some((told, at)) => {
@@ -388,7 +434,7 @@ impl Streaming {
     }
 
     async fn stop(&mut self, connection: &mut Connection, stored: bool) -> Result<StreamEnd> {
-        let positions = self.progress.positions(self.receiver.sync);
+        let positions = self.positions();
         self.tell(connection, positions).await?;
         if stored {
             tracing::info!(stored_to = %positions.flush, "stopped, everything received is stored");
@@ -429,17 +475,29 @@ impl Streaming {
                 return Err(Error::Timeout { during: "storing the end of a timeline".into(), after: Duration::ZERO });
             }
         } {
-            match done {
-                Ok(done) => drop(done?),
-                Err(error) => {
-                    return Err(Error::Protocol {
-                        during: "storing WAL".into(),
-                        reason: error.to_string(),
-                    });
-                }
-            }
+            drop(finished(done)?);
         }
         Ok(())
+    }
+}
+
+/// How long bytes may wait.
+fn interval(rpo: Rpo, sync: bool) -> Duration {
+    match rpo {
+        Rpo::Interval(interval) if !sync => interval,
+        Rpo::Interval(_) | Rpo::Sync => Duration::ZERO,
+    }
+}
+
+/// What a job gave; its panic is ours.
+fn finished(done: std::result::Result<Result<Done>, tokio::task::JoinError>) -> Result<Done> {
+    match done {
+        Ok(done) => done,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(error) => Err(Error::Protocol {
+            during: "storing WAL".into(),
+            reason: error.to_string(),
+        }),
     }
 }
 
