@@ -11,6 +11,7 @@ mod log;
 mod push;
 mod rescue;
 mod restore;
+mod rpo;
 mod run;
 mod site;
 mod smoke;
