@@ -4,6 +4,7 @@ use anyhow::{Context, Result};
 use archiver::receive::{self, Receiver, ReceiverConfig, segments_in_flight};
 use archiver::upload::Uploader;
 use clap::Args;
+use repository::Repository;
 
 use super::Globals;
 use crate::cli::ServerArgs;
@@ -42,19 +43,22 @@ pub(crate) async fn run(args: RunArgs, globals: &Globals) -> Result<ExitCode> {
     };
     let config = globals.load_config(&overrides)?;
     let connection = open::connection_info(&config)?;
-    let repository = open::open_existing_repository(&config).await?;
-    let cluster = open::find_cluster(&config, &repository, None).await?;
+    let repositories = open::repositories(&config).await?;
+    let cluster = open::find_cluster_anywhere(&config, &repositories).await?;
     let size = cluster.segment_size()?;
     let in_flight = segments_in_flight(size);
+    let urls: Vec<&str> = repositories.iter().map(Repository::url).collect();
     tracing::info!(
-        repository = repository.url(),
+        repository = urls.join(" "),
+        ack = ?config.archive.ack,
         cluster = %cluster.id(),
         slot = config.postgres.slot,
         segment_mib = size.bytes() >> 20,
         segments_in_flight = in_flight,
         "walden run starts"
     );
-    let uploader = Uploader::new(repository, open::seal_policy(&config)?, in_flight + 1);
+    let (ack, policy) = (config.archive.ack, open::seal_policy(&config)?);
+    let uploader = Uploader::mirrored(repositories, ack, policy, in_flight + 1);
     let receiver = ReceiverConfig {
         connection,
         slot: config.postgres.slot.clone(),

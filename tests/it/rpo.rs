@@ -11,6 +11,7 @@ use crate::support::oracle_commits::{self, Committers};
 use crate::support::postgres::{Builder, Server};
 use crate::support::process::Running;
 use crate::support::wait_until;
+use crate::support::walden::Walden;
 use rustix::process::Signal;
 use std::time::Duration;
 use wal_format::{Lsn, TimelineId};
@@ -42,10 +43,8 @@ fn plan<'a>(rpo: &'a str, bucket: Option<&'a Bucket>) -> Plan<'a> {
 
 /// `walden run` that says what it stores, and how long that takes; as the standby that commits wait for.
 #[track_caller]
-fn receive(server: &Server, site: &Site) -> Running {
-    let run = site
-        .walden
-        .receive(server, ["-v", "--log-format", "json", "run"]);
+fn receive(server: &Server, walden: &Walden) -> Running {
+    let run = walden.receive(server, ["-v", "--log-format", "json", "run"]);
     Committers::prepare(server);
     run
 }
@@ -70,18 +69,14 @@ fn wait_until_synchronous(server: &Server) {
 
 /// How long each tail chunk took to be stored, from its log.
 fn chunk_seconds(log: &str) -> Vec<f64> {
-    let events = log
-        .lines()
-        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-    events
-        .filter(|event| event.to_string().contains("tail chunk stored"))
-        .map(|event| {
-            let field = event
-                .get("seconds")
-                .or_else(|| event["fields"].get("seconds"));
-            field.and_then(serde_json::Value::as_f64).expect("its time")
-        })
-        .collect()
+    let chunk = |line: &str| {
+        let event: serde_json::Value = serde_json::from_str(line).ok()?;
+        let fields = event.get("fields").unwrap_or(&event);
+        let object = fields.get("object")?.as_str()?;
+        let stored = fields.get("message")? == "stored" && object.contains("/tail/");
+        stored.then(|| fields["seconds"].as_f64().expect("its time"))
+    };
+    log.lines().filter_map(chunk).collect()
 }
 
 /// The least, the middle, the one below which 99 of 100 lie, and the most.

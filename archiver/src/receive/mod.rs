@@ -4,8 +4,11 @@
 //! after every failure that time can heal. Does not own the loop over one timeline's bytes (`stream.rs`), what the server is told
 //! (`progress.rs`) or where to resume (`resume.rs`).
 
+mod fill;
+mod lanes;
 mod roll_up;
 mod stream;
+mod survey;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,12 +19,14 @@ use repository::cluster::ClusterDocument;
 use repository::key::{self, ClusterId, ObjectKey};
 use repository::sealed::Facts;
 use repository::wal::lineage;
-use repository::{ErrorClass, catalog::Catalog};
+use repository::{ErrorClass, Repository, catalog::Catalog};
 use tokio::sync::watch;
 use wal_format::{
     DecoderConfig, Lsn, Major, SegmentName, SegmentSize, TimelineHistory, TimelineId,
 };
 
+use self::fill::Fillers;
+use self::survey::Survey;
 use crate::commit_watch::CommitWatch;
 use crate::error::ServerErrorKind;
 use crate::replication::{Connection, ConnectionInfo, Mode, Started, SystemIdentity};
@@ -38,6 +43,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(15);
 const SLOT_PATIENCE: Duration = Duration::from_secs(90);
 /// How often a missing base backup is spoken of.
 const BACKUP_REMINDER: Duration = Duration::from_secs(600);
+/// How long repositories of which none has all that the others have may take to agree.
+const FILL_PATIENCE: Duration = Duration::from_secs(60);
 /// What plain segments, their sealed forms and tail chunks may take together.
 const MEMORY_BUDGET: u64 = 256 << 20;
 /// Most segments that are sealed and stored at the same time.
@@ -89,8 +96,8 @@ pub struct Receiver {
     slot_busy_since: Option<Instant>,
     /// Where the first WAL that is not valid was received; 0 for none.
     first_invalid: Arc<AtomicU64>,
-    /// Once it runs.
-    roll_ups: Option<roll_up::RollUps>,
+    /// One for each repository, once it runs.
+    roll_ups: Vec<roll_up::RollUps>,
 }
 
 /// Why a session ended without an error.
@@ -138,7 +145,7 @@ impl Receiver {
             connected_once: false,
             slot_busy_since: None,
             first_invalid: Arc::default(),
-            roll_ups: None,
+            roll_ups: Vec::new(),
         })
     }
 
@@ -150,22 +157,29 @@ impl Receiver {
     /// connection, settings that do not work (`Config`).
     pub async fn run(mut self) -> Result<Option<Lsn>> {
         let reminder = tokio::spawn(remind_of_backup(self.uploader.clone(), self.cluster));
-        let repository = self.uploader.repository().clone();
-        let (roll_ups, keeper) = roll_up::RollUps::start(repository, self.cluster, self.size);
-        self.roll_ups = Some(roll_ups);
-        let result = self.keep_receiving().await;
+        let mut keepers = Vec::new();
+        for repository in self.uploader.repositories() {
+            let repository = repository.clone();
+            let (roll_ups, keeper) = roll_up::RollUps::start(repository, self.cluster, self.size);
+            self.roll_ups.push(roll_ups);
+            keepers.push(keeper);
+        }
+        let (fillers, _filling) = Fillers::start(&self.uploader, &self.config.cluster);
+        let result = self.keep_receiving(&fillers).await;
         reminder.abort();
-        keeper.abort();
+        for keeper in keepers {
+            keeper.abort();
+        }
         result?;
         let invalid = self.first_invalid.load(Ordering::Relaxed);
         Ok((invalid > 0).then(|| Lsn::new(invalid)))
     }
 
-    async fn keep_receiving(&mut self) -> Result<()> {
+    async fn keep_receiving(&mut self, fillers: &Fillers) -> Result<()> {
         let mut wait = FIRST_WAIT;
         while !*self.stop.borrow() {
             let begun = Instant::now();
-            match self.session().await {
+            match self.session(fillers).await {
                 Ok(SessionEnd::Stopped) => return Ok(()),
                 Ok(SessionEnd::ServerShutdown) => {
                     tracing::info!("the server shut down, everything it had is stored")
@@ -208,7 +222,7 @@ impl Receiver {
     }
 
     /// One connection: from the checks to its end.
-    async fn session(&mut self) -> Result<SessionEnd> {
+    async fn session(&mut self, fillers: &Fillers) -> Result<SessionEnd> {
         let mut connection =
             Connection::connect(&self.config.connection, Mode::PhysicalReplication).await?;
         connection.require_supported()?;
@@ -221,11 +235,13 @@ impl Receiver {
             .ask_position(&mut connection, identity, &mut histories)
             .await?;
         self.connected_once = true;
-        let catalog = self.uploader.repository().list(self.cluster).await?;
-        if let Some(roll_ups) = &self.roll_ups {
-            roll_ups.catch_up(&catalog);
+        let mut survey = self.survey().await?;
+        for (roll_ups, catalog) in self.roll_ups.iter().zip(&survey.catalogs) {
+            if let Some(catalog) = catalog {
+                roll_ups.catch_up(catalog);
+            }
         }
-        let stored = repository_end(&catalog, self.size, server.restart_lsn);
+        let stored = repository_end(&survey.union, self.size, server.restart_lsn);
         let mut point = plan_resume(self.size, &server, stored)?;
         tracing::info!(
             server = connection.address(),
@@ -260,10 +276,14 @@ impl Receiver {
                     switch_point,
                 } => (next_timeline, switch_point),
                 Started::Streaming => {
-                    let records = self.stored_records(&catalog, point).await?;
+                    let level = self.level(&mut survey, point, fillers).await?;
+                    let fillers = fillers.clone();
+                    let mirrors = stream::Mirrors { level, fillers };
+                    let records = self.stored_records(&survey, point).await?;
                     let sync = commits.store_at_once();
-                    let streaming =
-                        stream::Streaming::new(self, decoder, point, lineage, records, sync)?;
+                    let streaming = stream::Streaming::new(
+                        self, decoder, point, lineage, records, mirrors, sync,
+                    )?;
                     match streaming.run(&mut connection).await {
                         Ok(stream::StreamEnd::Stopped) => {
                             connection.close().await?;
@@ -279,8 +299,9 @@ impl Receiver {
                         // The error about the start may be the first thing that streams. The connection stays usable; a new one
                         // would begin at the repository's end again, and fail again, unless something was stored meanwhile.
                         Err(error) if error.server_kind() == Some(ServerErrorKind::WalRemoved) => {
-                            let catalog = self.uploader.repository().list(self.cluster).await?;
-                            if repository_end(&catalog, self.size, server.restart_lsn) != stored {
+                            let survey = self.survey().await?;
+                            let end = repository_end(&survey.union, self.size, server.restart_lsn);
+                            if end != stored {
                                 return Err(error);
                             }
                             point = self.record_gap(&server, point, stored, &error).await?;
@@ -293,6 +314,8 @@ impl Receiver {
             tracing::info!(from = point.timeline.get(), to = timeline.get(), %switch_point, "the server switched timelines");
             self.store_history(&mut connection, timeline, &mut histories)
                 .await?;
+            // Not every repository may have the end of the last timeline, and the history of this one.
+            survey = self.survey().await?;
             point = ResumePoint {
                 timeline,
                 start: self.size.start(self.size.segment(switch_point)),
@@ -384,15 +407,72 @@ impl Receiver {
         }
     }
 
+    async fn survey(&self) -> Result<Survey> {
+        survey::survey(&self.uploader, &self.config.cluster).await
+    }
+
+    /// Which repositories have all the WAL before `point`, at least one of them; the others are filled from it meanwhile.
+    async fn level(
+        &self,
+        survey: &mut Survey,
+        point: ResumePoint,
+        fillers: &Fillers,
+    ) -> Result<Vec<bool>> {
+        let level = survey.level(point.timeline, point.start, self.size);
+        if level.contains(&true) {
+            return Ok(level);
+        }
+        tracing::info!("each repository has WAL that another one lacks: filling them up first");
+        fillers.clone().fill_all(FILL_PATIENCE).await;
+        *survey = self.survey().await?;
+        let level = survey.level(point.timeline, point.start, self.size);
+        match level.contains(&true) {
+            true => Ok(level),
+            false => Err(Error::Timeout {
+                during: "fill the repositories from each other".into(),
+                after: FILL_PATIENCE,
+            }),
+        }
+    }
+
     /// What is stored around `point` and must fit what comes: a rolled-back server shows itself here.
-    async fn stored_records(&self, catalog: &Catalog, point: ResumePoint) -> Result<StoredRecords> {
+    async fn stored_records(&self, survey: &Survey, point: ResumePoint) -> Result<StoredRecords> {
+        let mut stored = StoredRecords::default();
+        let mut failed = None;
+        let repositories = self.uploader.repositories().iter();
+        for (repository, catalog) in repositories.zip(&survey.catalogs) {
+            let Some(catalog) = catalog else { continue };
+            match self.records_in(repository, catalog, point).await {
+                Ok(found) => {
+                    stored.records.extend(found.records);
+                    stored.previous = stored.previous.max(found.previous);
+                    failed = Some(None);
+                }
+                Err(error) => failed = failed.or(Some(Some(error))),
+            }
+        }
+        match failed.flatten() {
+            Some(error) => Err(error),
+            None => {
+                stored.records.sort_unstable();
+                stored.records.dedup();
+                Ok(stored)
+            }
+        }
+    }
+
+    async fn records_in(
+        &self,
+        repository: &Repository,
+        catalog: &Catalog,
+        point: ResumePoint,
+    ) -> Result<StoredRecords> {
         let number = self.size.segment(point.start);
         let name = SegmentName::new(point.timeline, number, self.size);
         let mut stored = StoredRecords::default();
         let Some(objects) = catalog.timelines.get(&point.timeline) else {
             return Ok(stored);
         };
-        let repository = self.uploader.repository();
         let cluster = self.cluster;
         for chunk in objects.needed_chunks(&name) {
             let (from, to, writer) = (chunk.from, chunk.to, chunk.writer);
@@ -458,15 +538,7 @@ impl Receiver {
             "to": next.start.to_string(),
             "why": error_text(error),
         });
-        let repository = self.uploader.repository();
-        repository
-            .put_json(&key, &document)
-            .await
-            .or_else(|error| match error.class() {
-                // Recorded before, in other words.
-                ErrorClass::Conflict => Ok(repository::Stored::Already),
-                _ => Err(error),
-            })?;
+        self.uploader.put_json(&key, &document).await?;
         tracing::error!(%from, to = %next.start, timeline = point.timeline.get(),
             "GAP: the server has removed WAL that is not stored; restores cannot cross it: take a new base backup (walden backup)");
         Ok(next)

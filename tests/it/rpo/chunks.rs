@@ -32,7 +32,7 @@ fn one_commit_and_silence_is_stored_in_time() {
     const RPO: Duration = Duration::from_secs(1);
     let server = Server::builder(18).wal_segment_mib(1).start();
     let site = Site::new(&server, plan("1s", None));
-    let run = receive(&server, &site);
+    let run = receive(&server, &site.walden);
     // Whatever the start has brought is stored.
     wait_until("the start is stored", DEADLINE, || {
         let end = super::written(&server);
@@ -68,7 +68,7 @@ fn a_slow_database_makes_a_chunk_for_each_interval() {
         .setting("synchronous_standby_names = ''")
         .start();
     let site = Site::new(&server, plan("500ms", None));
-    let run = receive(&server, &site);
+    let run = receive(&server, &site.walden);
     let before = chunks(&site);
     let work = Work {
         clients: 1,
@@ -98,7 +98,7 @@ fn a_slow_database_makes_a_chunk_for_each_interval() {
 fn waiting_commits_share_their_chunks() {
     let server = waiting(18).start();
     let site = Site::new(&server, plan("sync", None));
-    let run = receive(&server, &site);
+    let run = receive(&server, &site.walden);
     wait_until_synchronous(&server);
     let before = chunks(&site);
     let work = Work {

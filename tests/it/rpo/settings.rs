@@ -25,7 +25,7 @@ fn a_change_of_what_commits_wait_for_is_noticed_at_work() {
         .setting("synchronous_standby_names = ''")
         .start();
     let site = Site::new(&server, plan("600s", None));
-    let mut run = receive(&server, &site);
+    let mut run = receive(&server, &site.walden);
     commit(&server, 1);
     let end = written(&server);
     assert!(stored(&site) < Some(end), "nobody waits, and rpo is long");

@@ -12,9 +12,12 @@ use crate::support::postgres::{Builder, Server};
 use crate::support::process::{Running, note};
 use crate::support::restored::Restorer;
 use crate::support::soak;
+use crate::support::walden::Walden;
 use crate::support::workload::Random;
 use rustix::process::Signal;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
 const CLIENTS: u32 = 4;
@@ -74,12 +77,73 @@ impl Seen {
     }
 }
 
+/// Where a round's WAL goes, and who takes it there.
+struct Archive {
+    walden: Walden,
+    urls: Vec<String>,
+    /// Folders of the repository that fails under load.
+    failing: Option<PathBuf>,
+}
+
+impl Archive {
+    fn of(site: Site) -> Self {
+        Self {
+            walden: site.walden,
+            urls: vec![site.url],
+            failing: None,
+        }
+    }
+
+    /// Two folders, the second of which fails if only one of them is needed.
+    fn two(server: &Server, ack: &str) -> Self {
+        let folder = server.scratch().join("walden");
+        let roots = ["near", "far"].map(|name| folder.join(name));
+        for root in &roots {
+            fs::create_dir_all(root).expect("make a folder");
+        }
+        let urls = roots
+            .each_ref()
+            .map(|root| format!("file://{}", root.display()));
+        let (conninfo, [near, far]) = (server.conninfo(), &urls);
+        let text = format!(
+            "encryption = \"none\"\n[postgres]\nconninfo = \"{conninfo}\"\n[archive]\nrpo = \"sync\"\nack = \"{ack}\"\n\
+             [[repository]]\nname = \"near\"\nurl = '{near}'\n[[repository]]\nname = \"far\"\nurl = '{far}'\n"
+        );
+        fs::write(folder.join("walden.toml"), text).expect("write the configuration");
+        let walden = Walden::in_directory(&folder);
+        let made = walden.run(["init", near, "--no-encryption", "--postgres", &conninfo]);
+        assert!(matches!(made.code(), 0 | 3), "{made}");
+        let [_, far] = roots;
+        Self {
+            walden,
+            urls: urls.to_vec(),
+            failing: (ack == "any").then_some(far),
+        }
+    }
+
+    /// No new object gets a name there any more.
+    fn fail(&self) {
+        let mut folders = Vec::from_iter(self.failing.clone());
+        while let Some(folder) = folders.pop() {
+            let inside = fs::read_dir(&folder).expect("list a folder");
+            folders.extend(
+                inside
+                    .map(|entry| entry.expect("list a folder").path())
+                    .filter(|path| path.is_dir()),
+            );
+            fs::set_permissions(&folder, fs::Permissions::from_mode(0o500)).expect("set a mode");
+        }
+    }
+}
+
 /// What a round is made of, but for its random numbers.
 struct Round<'a> {
     seed: u64,
     server: fn(u32) -> Builder,
     rpo: &'a str,
     bucket: Option<Bucket>,
+    /// Two repositories under this policy.
+    ack: Option<&'a str>,
     fate: Fate,
     /// Some commits are larger than a segment, and segments are switched.
     large: bool,
@@ -94,6 +158,7 @@ impl Round<'_> {
             seed,
             rpo,
             bucket,
+            ack,
             fate,
             large,
             load,
@@ -103,13 +168,16 @@ impl Round<'_> {
         let major = 15 + u32::try_from(random.below(4)).expect("a major");
         let (mut restorer, builder) = Restorer::for_source((self.server)(major));
         let mut server = builder.start();
-        let site = Site::new(&server, plan(rpo, bucket.as_ref()));
-        restorer.url.clone_from(&site.url);
+        let archive = match ack {
+            Some(ack) => Archive::two(&server, ack),
+            None => Archive::of(Site::new(&server, plan(rpo, bucket.as_ref()))),
+        };
         if let Some(bucket) = &bucket {
             restorer.walden = restorer.walden.envs(bucket.environment());
         }
-        let mut run = receive(&server, &site);
-        site.walden
+        let mut run = receive(&server, &archive.walden);
+        archive
+            .walden
             .run(["backup", "--fast-checkpoint"])
             .expect_success();
         if rpo == "sync" {
@@ -122,6 +190,7 @@ impl Round<'_> {
         };
         let clients = Committers::start(&server, seed, work);
         clients.wait_for_each(LEAST_STEPS, DEADLINE);
+        archive.fail();
         std::thread::sleep(Duration::from_millis(
             load.0 + random.below(load.1 - load.0),
         ));
@@ -130,8 +199,19 @@ impl Round<'_> {
         let killed = killed.expect("after 1970").as_secs_f64();
         vanish(&mut server, &mut run, fate);
         let logs = clients.logs();
-        let restored = restorer.restore("latest", &["--to", "latest", "--action", "promote"]);
-        let verdicts = logs.judge(&restored.client);
+        // The best of the repositories counts under `any`, the worst otherwise.
+        let verdicts = archive.urls.iter().map(|url| {
+            restorer.url.clone_from(url);
+            let restored = restorer.restore("latest", &["--to", "latest", "--action", "promote"]);
+            logs.judge(&restored.client)
+        });
+        let lost =
+            |verdicts: &Vec<Verdict>| verdicts.iter().map(|one| one.lost.len()).sum::<usize>();
+        let verdicts = match archive.failing {
+            Some(_) => verdicts.min_by_key(lost),
+            None => verdicts.max_by_key(lost),
+        };
+        let verdicts = verdicts.expect("a repository");
         let (_, log) = run.printed();
         if matches!(fate, Fate::Survives) {
             terminate(run);
@@ -176,6 +256,7 @@ fn no_returned_commit_is_lost(rounds: u64, bucket: fn() -> Option<Bucket>) {
             server: waiting,
             rpo: "sync",
             bucket: bucket(),
+            ack: None,
             // Neighbouring seeds have different fates.
             fate: [Fate::Survives, Fate::First, Fate::Last][(seed % 3) as usize],
             large: true,
@@ -216,6 +297,7 @@ fn the_loss_is_bounded(rounds: u64, bucket: fn() -> Option<Bucket>) {
             server: not_waiting,
             rpo: "1s",
             bucket: bucket(),
+            ack: None,
             fate,
             // Of long commits whole segments are stored, and chunks only now and then.
             large: seed % 8 > 5,
@@ -267,4 +349,23 @@ fn soak_the_loss_is_bounded_in_a_folder() {
 #[test]
 fn soak_the_loss_is_bounded_in_a_bucket() {
     the_loss_is_bounded(2, || Some(Bucket::new()));
+}
+
+/// Under `all` each of two repositories has every commit, under `any` one of them though the other one fails.
+#[test]
+fn soak_no_returned_commit_is_lost_from_two_repositories() {
+    for seed in soak::rounds(2) {
+        let round = Round {
+            seed,
+            server: waiting,
+            rpo: "sync",
+            bucket: None,
+            ack: Some(["all", "any"][(seed % 2) as usize]),
+            fate: [Fate::First, Fate::Last][(seed / 2 % 2) as usize],
+            large: true,
+            load: (200, 1500),
+        };
+        let seen = round.run();
+        assert_eq!(seen.lost(), 0, "SEED={seed}: {:?}", seen.verdicts);
+    }
 }
