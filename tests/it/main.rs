@@ -14,6 +14,7 @@ mod log;
 mod push;
 mod rescue;
 mod restore;
+mod rpo;
 mod run;
 mod site;
 mod smoke;
