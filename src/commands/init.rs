@@ -1,6 +1,9 @@
 //! `walden init`: the repository, the cluster in it, the slot and the configuration file. Owns the order in which they are made, so
 //! that every run may be repeated; what the server must have is `server_check`'s.
 
+mod adopt;
+mod incarnation;
+
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -15,7 +18,7 @@ use crate::config::{Caller, Config, Encryption, Overrides};
 use crate::exit_code::ExitCode;
 use crate::open;
 use crate::server_check::{self, Finding, ServerFacts};
-use crate::setup::{self, ConfigState, KeyWishes, hex};
+use crate::setup::{self, ConfigState, KeyWishes, MadeRepository, hex};
 
 /// Name of the configuration file where `--config` names none.
 const DEFAULT_FILE: &str = "walden.toml";
@@ -31,11 +34,22 @@ const DEFAULT_FILE: &str = "walden.toml";
 #[command(after_help = "\
 Examples:
   walden init s3://acme-pg-eu/prod --postgres 'host=db1 user=walden'
-  walden init file:///srv/walden --postgres 'host=/run/postgresql' --recipient age1…")]
+  walden init file:///srv/walden --postgres 'host=/run/postgresql' --recipient age1…
+  walden init --adopt
+  walden init --new-incarnation")]
 pub(crate) struct InitArgs {
     /// Repository: s3://BUCKET/PREFIX or file:///PATH
-    #[arg(value_name = "URL", value_hint = ValueHint::Url)]
-    pub(crate) url: String,
+    #[arg(value_name = "URL", value_hint = ValueHint::Url, required_unless_present_any = ["adopt", "new_incarnation"])]
+    pub(crate) url: Option<String>,
+
+    /// Let a restored server take its source's place: check that what is stored goes on with it, and take away the mark of the restore
+    #[arg(long, conflicts_with_all = ["url", "new_incarnation", "recipients", "identity_file", "no_encryption"])]
+    pub(crate) adopt: bool,
+
+    /// After a conflict (two servers wrote different WAL under one identity, or one was put back in time): store what comes from the
+    /// configured server in a place of its own, beside what is stored
+    #[arg(long, conflicts_with_all = ["url", "recipients", "identity_file", "no_encryption"])]
+    pub(crate) new_incarnation: bool,
 
     #[command(flatten)]
     pub(crate) server: ServerArgs,
@@ -59,10 +73,13 @@ pub(crate) struct InitArgs {
 /// What was made or found, for `--json` and for people.
 #[derive(Debug, Serialize)]
 struct Report {
+    /// The first of `repositories`.
     repository: String,
     repository_is_new: bool,
+    repositories: Vec<MadeRepository>,
     ready: bool,
     cluster: String,
+    /// New in one of them at least.
     cluster_is_new: bool,
     pg_version: u32,
     wal_segment_size: u32,
@@ -81,6 +98,11 @@ struct Report {
 
 /// Makes what is missing; nothing before the server has everything it needs.
 pub(crate) async fn run(args: InitArgs, globals: &Globals) -> Result<ExitCode> {
+    let url = match args.url.as_deref() {
+        Some(url) => url,
+        None if args.adopt => return adopt::run(args.server, globals).await,
+        None => return incarnation::run(args.server, globals).await,
+    };
     let file = config_path(globals)?;
     let existing = match file.try_exists() {
         Ok(false) => None,
@@ -90,15 +112,22 @@ pub(crate) async fn run(args: InitArgs, globals: &Globals) -> Result<ExitCode> {
             &Overrides::default(),
         )?),
     };
-    let mut config = wanted_config(&args, &file, existing.as_ref())?;
+    let mut config = wanted_config(&args, url, &file, existing.as_ref())?;
     let info = open::connection_info(&config)?;
     let facts = ServerFacts::ask(&info, &config.postgres.slot).await;
     let findings = server_check::judge(&facts, &config.postgres.slot, config.archive.rpo);
     if server_check::has_errors(&findings) {
         return refuse(&facts, &findings, globals);
     }
-    let cluster = setup::cluster_of(&facts)?;
+    let mut cluster = setup::cluster_of(&facts)?;
     config.postgres.system_identifier = std::num::NonZeroU64::new(cluster.system_identifier);
+    if let Some(known) = existing.as_ref().map(|existing| &existing.postgres)
+        && known.system_identifier == config.postgres.system_identifier
+    {
+        cluster.incarnation = known.incarnation;
+        config.postgres.incarnation = known.incarnation;
+        config.postgres.standby_slots = known.standby_slots;
+    }
 
     let wishes = KeyWishes {
         recipients: &args.recipients,
@@ -107,18 +136,18 @@ pub(crate) async fn run(args: InitArgs, globals: &Globals) -> Result<ExitCode> {
     };
     let keys = setup::settle_encryption(wishes, &file, existing.as_ref()).await?;
     config.encryption = Some(keys.encryption.clone());
-    let repository = open::open_repository(&config).await?;
-    let repository_is_new = setup::make_repository(&repository).await?;
-    let cluster_is_new = setup::make_cluster(&repository, &cluster).await?;
+    let repositories = open::repositories(&config).await?;
+    let repositories = setup::make_repositories(&repositories, &cluster).await?;
     let slot_is_new = setup::make_slot(&info, &config.postgres.slot).await?;
     let config_is = setup::write_config(&config, existing.as_ref(), &file)?;
 
     let report = Report {
-        repository: repository.url().to_owned(),
-        repository_is_new,
+        repository: config.repository().url.clone(),
+        repository_is_new: repositories.first().is_some_and(|made| made.is_new),
         ready: true,
         cluster: cluster.id().to_string(),
-        cluster_is_new,
+        cluster_is_new: repositories.iter().any(|made| made.cluster_is_new),
+        repositories,
         pg_version: u32::from(cluster.pg_version),
         wal_segment_size: cluster.wal_segment_size,
         slot: config.postgres.slot.clone(),
@@ -154,9 +183,14 @@ fn config_path(globals: &Globals) -> Result<PathBuf> {
 
 /// The configuration as the command line wants it, without keys and identifier. What it does not say of the server, an existing
 /// file does.
-fn wanted_config(args: &InitArgs, file: &Path, existing: Option<&Config>) -> Result<Config> {
+fn wanted_config(
+    args: &InitArgs,
+    url: &str,
+    file: &Path,
+    existing: Option<&Config>,
+) -> Result<Config> {
     let known = existing.map(|config| &config.postgres);
-    let mut repository = args.store.repository(&args.url);
+    let mut repository = args.store.repository(url);
     // The file may stand elsewhere, and a hook runs elsewhere.
     if let Some(path) = repository.ca_file.take() {
         repository.ca_file = Some(std::path::absolute(path).context("--ca-file")?);
@@ -170,6 +204,14 @@ fn wanted_config(args: &InitArgs, file: &Path, existing: Option<&Config>) -> Res
     };
     let mut config = Config::load(None, Caller::Command, &overrides)?;
     config.file = Some(file.to_owned());
+    // A file that names this one among others means all of them.
+    let mut known = existing.map_or_else(Vec::new, |existing| existing.repositories.clone());
+    if let Some(named) = known.iter_mut().find(|known| known.url == url) {
+        let name = named.name.clone();
+        named.clone_from(config.repository());
+        named.name = name;
+        config.repositories = known;
+    }
     Ok(config)
 }
 
@@ -188,17 +230,23 @@ fn refuse(facts: &ServerFacts, findings: &[Finding], globals: &Globals) -> Resul
 impl Report {
     fn to_text(&self) -> String {
         let state = |is_new: bool| if is_new { "made" } else { "was there" };
-        let mut text = format!(
-            "repository  {} ({})\ncluster     {}, PostgreSQL {}, WAL segments of {} ({})\nslot        {} ({})\n",
-            self.repository,
-            state(self.repository_is_new),
+        let mut text = String::new();
+        for made in &self.repositories {
+            text.push_str(&format!(
+                "repository  {} ({})\n",
+                made.url,
+                state(made.is_new)
+            ));
+        }
+        text.push_str(&format!(
+            "cluster     {}, PostgreSQL {}, WAL segments of {} ({})\nslot        {} ({})\n",
             self.cluster,
             self.pg_version,
             crate::units::ByteSize::new(u64::from(self.wal_segment_size)),
             state(self.cluster_is_new),
             self.slot,
             state(self.slot_is_new),
-        );
+        ));
         let config = self.config.display();
         match &self.config_is {
             ConfigState::Written => text.push_str(&format!("config      {config} (written)\n")),

@@ -13,6 +13,7 @@ use crate::cli::ServerArgs;
 use crate::config::{Config, Overrides};
 use crate::exit_code::ExitCode;
 use crate::failure::Failure;
+use crate::left_behind::{self, LeftBehind};
 use crate::open;
 use crate::units::{ByteSize, human_duration};
 use crate::windows::{Gap, Point};
@@ -40,6 +41,8 @@ struct Report {
     stored: Option<Stored>,
     lag_bytes: Option<u64>,
     lag_seconds: Option<f64>,
+    /// What is stored beside the server's path: the cost of failovers.
+    left_behind: Vec<LeftBehind>,
     problems: Vec<Problem>,
 }
 
@@ -133,6 +136,16 @@ pub(crate) async fn run(args: StatusArgs, globals: &Globals) -> Result<ExitCode>
     );
     let (server, stored) = (server.ok(), stored.ok());
     let both = server.as_ref().zip(stored.as_ref());
+    let left_behind = match &both {
+        Some((server, _)) => {
+            let left = left_behind::ask(&info, server.identity.timeline, &config).await;
+            left.unwrap_or_else(|error| {
+                tracing::warn!("what failovers left behind could not be asked: {error:#}");
+                Vec::new()
+            })
+        }
+        None => Vec::new(),
+    };
     let report = Report {
         repository: config.repository().url.clone(),
         cluster: cluster.map(|identifier| identifier.to_string()),
@@ -140,6 +153,7 @@ pub(crate) async fn run(args: StatusArgs, globals: &Globals) -> Result<ExitCode>
         lag_seconds: both.and_then(|(server, stored)| lag_seconds(server, stored)),
         server: server.map(|server| Server::new(&server, slot)),
         stored: stored.map(Stored::new),
+        left_behind,
         problems,
     };
     globals
@@ -266,6 +280,9 @@ impl Report {
                 _ => String::new(),
             };
             lines.push(format!("lag         {}{time}", ByteSize::new(bytes)));
+        }
+        for left in &self.left_behind {
+            lines.push(format!("left behind {}", left.to_text()));
         }
         for problem in &self.problems {
             lines.push(format!("{}: {}", problem.side, problem.what));

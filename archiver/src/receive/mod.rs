@@ -4,8 +4,13 @@
 //! after every failure that time can heal. Does not own the loop over one timeline's bytes (`stream.rs`), what the server is told
 //! (`progress.rs`) or where to resume (`resume.rs`).
 
+mod fill;
+mod hosts;
+mod lanes;
 mod roll_up;
+mod standby_slots;
 mod stream;
+mod survey;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -16,17 +21,22 @@ use repository::cluster::ClusterDocument;
 use repository::key::{self, ClusterId, ObjectKey};
 use repository::sealed::Facts;
 use repository::wal::lineage;
-use repository::{ErrorClass, catalog::Catalog};
+use repository::{ErrorClass, Repository, catalog::Catalog};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use wal_format::{
     DecoderConfig, Lsn, Major, SegmentName, SegmentSize, TimelineHistory, TimelineId,
 };
 
+use self::fill::Fillers;
+use self::hosts::{Hosts, Next};
+use self::survey::Survey;
+use crate::branches::{check_newest, left_behind};
+use crate::commit_watch::CommitWatch;
 use crate::error::ServerErrorKind;
 use crate::replication::{Connection, ConnectionInfo, Mode, Started, SystemIdentity};
 use crate::resume::{RepositoryEnd, ResumePoint, ServerPosition, plan_resume};
 use crate::server_identity::check_identity;
-use crate::synchronous::{CommitSettings, names_match};
 use crate::upload::{Uploader, error_text};
 use crate::{Error, Result};
 
@@ -38,6 +48,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(15);
 const SLOT_PATIENCE: Duration = Duration::from_secs(90);
 /// How often a missing base backup is spoken of.
 const BACKUP_REMINDER: Duration = Duration::from_secs(600);
+/// How long repositories of which none has all that the others have may take to agree.
+const FILL_PATIENCE: Duration = Duration::from_secs(60);
 /// What plain segments, their sealed forms and tail chunks may take together.
 const MEMORY_BUDGET: u64 = 256 << 20;
 /// Most segments that are sealed and stored at the same time.
@@ -70,6 +82,8 @@ pub struct ReceiverConfig {
     pub slot: String,
     /// The cluster as the repository knows it.
     pub cluster: ClusterDocument,
+    /// Whether a slot is kept on each of the other listed servers too.
+    pub standby_slots: bool,
     /// How long bytes may wait.
     pub rpo: Rpo,
     /// What happens to invalid WAL.
@@ -86,11 +100,12 @@ pub struct Receiver {
     writer: u32,
     stop: watch::Receiver<bool>,
     connected_once: bool,
+    hosts: Hosts,
     slot_busy_since: Option<Instant>,
     /// Where the first WAL that is not valid was received; 0 for none.
     first_invalid: Arc<AtomicU64>,
-    /// Once it runs.
-    roll_ups: Option<roll_up::RollUps>,
+    /// One for each repository, once it runs.
+    roll_ups: Vec<roll_up::RollUps>,
 }
 
 /// Why a session ended without an error.
@@ -136,9 +151,10 @@ impl Receiver {
             writer: u32::from_le_bytes(writer),
             stop,
             connected_once: false,
+            hosts: Hosts::default(),
             slot_busy_since: None,
             first_invalid: Arc::default(),
-            roll_ups: None,
+            roll_ups: Vec::new(),
         })
     }
 
@@ -150,32 +166,45 @@ impl Receiver {
     /// connection, settings that do not work (`Config`).
     pub async fn run(mut self) -> Result<Option<Lsn>> {
         let reminder = tokio::spawn(remind_of_backup(self.uploader.clone(), self.cluster));
-        let repository = self.uploader.repository().clone();
-        let (roll_ups, keeper) = roll_up::RollUps::start(repository, self.cluster, self.size);
-        self.roll_ups = Some(roll_ups);
-        let result = self.keep_receiving().await;
+        let mut keepers = Vec::new();
+        for repository in self.uploader.repositories() {
+            let repository = repository.clone();
+            let (roll_ups, keeper) = roll_up::RollUps::start(repository, self.cluster, self.size);
+            self.roll_ups.push(roll_ups);
+            keepers.push(keeper);
+        }
+        let (fillers, _filling) = Fillers::start(&self.uploader, &self.config.cluster);
+        let result = self.keep_receiving(&fillers).await;
         reminder.abort();
-        keeper.abort();
+        for keeper in keepers {
+            keeper.abort();
+        }
         result?;
         let invalid = self.first_invalid.load(Ordering::Relaxed);
         Ok((invalid > 0).then(|| Lsn::new(invalid)))
     }
 
-    async fn keep_receiving(&mut self) -> Result<()> {
+    async fn keep_receiving(&mut self, fillers: &Fillers) -> Result<()> {
         let mut wait = FIRST_WAIT;
         while !*self.stop.borrow() {
             let begun = Instant::now();
-            match self.session().await {
+            match self.session(fillers).await {
                 Ok(SessionEnd::Stopped) => return Ok(()),
                 Ok(SessionEnd::ServerShutdown) => {
+                    self.hosts.ended();
                     tracing::info!("the server shut down, everything it had is stored")
                 }
-                Err(error) if self.is_final(&error) => return Err(error),
                 Err(error) => {
-                    tracing::warn!(
-                        error = error_text(&error),
-                        "connection to the server lost or refused, trying again"
-                    );
+                    let listed = &self.config.connection;
+                    match self.hosts.failed(error, listed, Instant::now()) {
+                        Next::AnotherHost => continue,
+                        Next::GiveUp(error) => return Err(error),
+                        Next::Settle(error) if self.is_final(&error) => return Err(error),
+                        Next::Settle(error) => tracing::warn!(
+                            error = error_text(&error),
+                            "connection to the server lost or refused, trying again"
+                        ),
+                    }
                 }
             }
             if begun.elapsed() > LONGEST_WAIT {
@@ -208,22 +237,30 @@ impl Receiver {
     }
 
     /// One connection: from the checks to its end.
-    async fn session(&mut self) -> Result<SessionEnd> {
-        let mut connection =
-            Connection::connect(&self.config.connection, Mode::PhysicalReplication).await?;
+    async fn session(&mut self, fillers: &Fillers) -> Result<SessionEnd> {
+        let candidates = self.hosts.candidates(&self.config.connection);
+        let mut connection = Connection::connect(&candidates, Mode::PhysicalReplication).await?;
+        self.hosts.connected_to(connection.host());
         connection.require_supported()?;
         let identity = check_identity(&mut connection, &self.config.cluster).await?;
-        let sync = self.is_waited_for(&mut connection).await?;
+        let wanted = self.config.rpo == Rpo::Sync;
+        let info = self.hosts.same(&self.config.connection);
+        let later = self.connected_once;
+        let commits = CommitWatch::start(&mut connection, &info, wanted, later).await?;
         let mut histories = Histories::default();
         let server = self
             .ask_position(&mut connection, identity, &mut histories)
             .await?;
         self.connected_once = true;
-        let catalog = self.uploader.repository().list(self.cluster).await?;
-        if let Some(roll_ups) = &self.roll_ups {
-            roll_ups.catch_up(&catalog);
+        let mut survey = self.survey().await?;
+        for (roll_ups, catalog) in self.roll_ups.iter().zip(&survey.catalogs) {
+            if let Some(catalog) = catalog {
+                roll_ups.catch_up(catalog);
+            }
         }
-        let stored = repository_end(&catalog, self.size, server.restart_lsn);
+        check_newest(&server.history, &survey.union, self.size)?;
+        let on_path = |timeline| server.history.contains(timeline);
+        let stored = repository_end(&survey.union, self.size, server.restart_lsn, on_path);
         let mut point = plan_resume(self.size, &server, stored)?;
         tracing::info!(
             server = connection.address(),
@@ -233,6 +270,14 @@ impl Receiver {
             stored_to = stored.map(|stored| stored.end.to_string()),
             "receiving WAL"
         );
+        for left in left_behind(&server.history, &survey.union, self.size) {
+            tracing::warn!(timeline = left.timeline.get(), from = %left.from, to = %left.to,
+                "WAL is stored that does not lead to this server: it stays, and restores with --timeline");
+        }
+        let mut beside = JoinSet::new();
+        if let Some(slots) = self.standby_slots(&connection) {
+            beside.spawn(slots.keep());
+        }
         let major = Major::from_number(connection.server_major());
         let decoder = DecoderConfig {
             segment_size: self.size,
@@ -258,9 +303,14 @@ impl Receiver {
                     switch_point,
                 } => (next_timeline, switch_point),
                 Started::Streaming => {
-                    let records = self.stored_records(&catalog, point).await?;
-                    let streaming =
-                        stream::Streaming::new(self, decoder, point, lineage, records, sync)?;
+                    let level = self.level(&mut survey, point, fillers).await?;
+                    let fillers = fillers.clone();
+                    let mirrors = stream::Mirrors { level, fillers };
+                    let records = self.stored_records(&survey, point).await?;
+                    let sync = commits.store_at_once();
+                    let streaming = stream::Streaming::new(
+                        self, decoder, point, lineage, records, mirrors, sync,
+                    )?;
                     match streaming.run(&mut connection).await {
                         Ok(stream::StreamEnd::Stopped) => {
                             connection.close().await?;
@@ -276,8 +326,11 @@ impl Receiver {
                         // The error about the start may be the first thing that streams. The connection stays usable; a new one
                         // would begin at the repository's end again, and fail again, unless something was stored meanwhile.
                         Err(error) if error.server_kind() == Some(ServerErrorKind::WalRemoved) => {
-                            let catalog = self.uploader.repository().list(self.cluster).await?;
-                            if repository_end(&catalog, self.size, server.restart_lsn) != stored {
+                            let survey = self.survey().await?;
+                            let restart_lsn = server.restart_lsn;
+                            let end =
+                                repository_end(&survey.union, self.size, restart_lsn, on_path);
+                            if end != stored {
                                 return Err(error);
                             }
                             point = self.record_gap(&server, point, stored, &error).await?;
@@ -290,6 +343,8 @@ impl Receiver {
             tracing::info!(from = point.timeline.get(), to = timeline.get(), %switch_point, "the server switched timelines");
             self.store_history(&mut connection, timeline, &mut histories)
                 .await?;
+            // Not every repository may have the end of the last timeline, and the history of this one.
+            survey = self.survey().await?;
             point = ResumePoint {
                 timeline,
                 start: self.size.start(self.size.segment(switch_point)),
@@ -297,54 +352,15 @@ impl Receiver {
         }
     }
 
-    /// Whether every byte is to be stored at once: because the user says so, or because commits wait for us anyhow.
-    async fn is_waited_for(&self, connection: &mut Connection) -> Result<bool> {
-        let wanted = self.config.rpo == Rpo::Sync;
-        let own = &self.config.connection;
-        let names = connection.show("synchronous_standby_names").await?;
-        if !names_match(&names, &own.application_name) {
-            if wanted {
-                tracing::warn!(
-                    synchronous_standby_names = names,
-                    application_name = own.application_name,
-                    "rpo is sync, but the server does not wait for this receiver: its synchronous_standby_names do not name it"
-                );
-            }
-            return Ok(wanted);
-        }
-        self.commit_settings(connection)
-            .await?
-            .refuse_remote_apply()?;
-        if !wanted {
-            tracing::warn!(
-                synchronous_standby_names = names,
-                "the server's commits wait for this receiver: every byte is stored at once, as with rpo = \"sync\""
-            );
-        }
-        Ok(true)
-    }
-
-    /// How commits wait, as far as can be seen: a role that may only replicate is let into no database, and sees the server's settings alone.
-    async fn commit_settings(&self, replication: &mut Connection) -> Result<CommitSettings> {
-        let mut info = self.config.connection.clone();
-        info.database.get_or_insert_with(|| "postgres".to_owned());
-        let asked = async {
-            let mut sql = Connection::connect(&info, Mode::Sql).await?;
-            CommitSettings::ask(&mut sql).await
-        };
-        match asked.await {
-            Ok(settings) => Ok(settings),
-            Err(error) => {
-                tracing::warn!(
-                    error = error_text(&error),
-                    "the settings of roles and databases cannot be seen: nobody may set synchronous_commit = remote_apply while commits wait for this receiver"
-                );
-                Ok(CommitSettings {
-                    server: replication.show("synchronous_commit").await?,
-                    ..CommitSettings::default()
-                })
-            }
-        }
+    /// Keeps a slot on each of the other listed servers, if there are any and that is wanted.
+    fn standby_slots(&self, connection: &Connection) -> Option<standby_slots::StandbySlots> {
+        let servers = self.hosts.others(&self.config.connection);
+        (self.config.standby_slots && !servers.is_empty()).then(|| standby_slots::StandbySlots {
+            servers,
+            slot: self.config.slot.clone(),
+            system_identifier: self.cluster.system_identifier,
+            stored: connection.reported_flush(),
+        })
     }
 
     /// Where the server is, its slot (made if it is missing), and its history, stored before any WAL of it.
@@ -431,17 +447,74 @@ impl Receiver {
         }
     }
 
+    async fn survey(&self) -> Result<Survey> {
+        survey::survey(&self.uploader, &self.config.cluster).await
+    }
+
+    /// Which repositories have all the WAL before `point`, at least one of them; the others are filled from it meanwhile.
+    async fn level(
+        &self,
+        survey: &mut Survey,
+        point: ResumePoint,
+        fillers: &Fillers,
+    ) -> Result<Vec<bool>> {
+        let level = survey.level(point.timeline, point.start, self.size);
+        if level.contains(&true) {
+            return Ok(level);
+        }
+        tracing::info!("each repository has WAL that another one lacks: filling them up first");
+        fillers.clone().fill_all(FILL_PATIENCE).await;
+        *survey = self.survey().await?;
+        let level = survey.level(point.timeline, point.start, self.size);
+        match level.contains(&true) {
+            true => Ok(level),
+            false => Err(Error::Timeout {
+                during: "fill the repositories from each other".into(),
+                after: FILL_PATIENCE,
+            }),
+        }
+    }
+
     /// What is stored around `point` and must fit what comes: a rolled-back server shows itself here.
-    async fn stored_records(&self, catalog: &Catalog, point: ResumePoint) -> Result<StoredRecords> {
+    async fn stored_records(&self, survey: &Survey, point: ResumePoint) -> Result<StoredRecords> {
+        let mut stored = StoredRecords::default();
+        let mut failed = None;
+        let repositories = self.uploader.repositories().iter();
+        for (repository, catalog) in repositories.zip(&survey.catalogs) {
+            let Some(catalog) = catalog else { continue };
+            match self.records_in(repository, catalog, point).await {
+                Ok(found) => {
+                    stored.records.extend(found.records);
+                    stored.previous = stored.previous.max(found.previous);
+                    failed = Some(None);
+                }
+                Err(error) => failed = failed.or(Some(Some(error))),
+            }
+        }
+        match failed.flatten() {
+            Some(error) => Err(error),
+            None => {
+                stored.records.sort_unstable();
+                stored.records.dedup();
+                Ok(stored)
+            }
+        }
+    }
+
+    async fn records_in(
+        &self,
+        repository: &Repository,
+        catalog: &Catalog,
+        point: ResumePoint,
+    ) -> Result<StoredRecords> {
         let number = self.size.segment(point.start);
         let name = SegmentName::new(point.timeline, number, self.size);
         let mut stored = StoredRecords::default();
         let Some(objects) = catalog.timelines.get(&point.timeline) else {
             return Ok(stored);
         };
-        let repository = self.uploader.repository();
         let cluster = self.cluster;
-        for chunk in objects.tails.get(&name).into_iter().flatten() {
+        for chunk in objects.needed_chunks(&name) {
             let (from, to, writer) = (chunk.from, chunk.to, chunk.writer);
             let key = ObjectKey::Tail {
                 cluster,
@@ -505,15 +578,7 @@ impl Receiver {
             "to": next.start.to_string(),
             "why": error_text(error),
         });
-        let repository = self.uploader.repository();
-        repository
-            .put_json(&key, &document)
-            .await
-            .or_else(|error| match error.class() {
-                // Recorded before, in other words.
-                ErrorClass::Conflict => Ok(repository::Stored::Already),
-                _ => Err(error),
-            })?;
+        self.uploader.put_json(&key, &document).await?;
         tracing::error!(%from, to = %next.start, timeline = point.timeline.get(),
             "GAP: the server has removed WAL that is not stored; restores cannot cross it: take a new base backup (walden backup)");
         Ok(next)
@@ -541,14 +606,16 @@ impl Histories {
     }
 }
 
-/// Where the repository's WAL ends: before the first hole that the slot can still fill, else behind everything.
+/// Where the repository's WAL of the server's own path ends: before the first hole that the slot can still fill, else behind everything.
 fn repository_end(
     catalog: &Catalog,
     size: SegmentSize,
     restart_lsn: Option<Lsn>,
+    on_path: impl Fn(TimelineId) -> bool,
 ) -> Option<RepositoryEnd> {
     let ends = catalog.timelines.keys().rev();
     let (timeline, end) = ends
+        .filter(|timeline| on_path(**timeline))
         .filter_map(|timeline| Some((*timeline, catalog.wal_end(*timeline, size)?)))
         .next()?;
     let fillable = restart_lsn.map(|lsn| size.start(size.segment(lsn)));
@@ -601,9 +668,14 @@ mod tests {
             [1, 2, 4, 5, 7].map(|n| (path(n), 1)),
         );
         let end = |restart: Option<u64>| {
-            repository_end(&catalog, SegmentSize::DEFAULT, restart.map(Lsn::new))
-                .unwrap()
-                .end
+            repository_end(
+                &catalog,
+                SegmentSize::DEFAULT,
+                restart.map(Lsn::new),
+                |_| true,
+            )
+            .unwrap()
+            .end
         };
         assert_eq!(end(None), Lsn::new(8 << 24));
         assert_eq!(end(Some((3 << 24) + 77)), Lsn::new(3 << 24));
