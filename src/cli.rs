@@ -403,7 +403,7 @@ mod tests {
 
     #[test]
     fn unbuilt_commands_are_not_offered() {
-        for name in ["drill", "expire", "copy", "gap", "key"] {
+        for name in ["drill", "expire", "gap", "key"] {
             let error = parse(name).unwrap_err();
             assert_eq!(
                 error.kind(),
