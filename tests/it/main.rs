@@ -5,6 +5,7 @@ mod archive_get;
 mod backup;
 mod demo;
 mod failover;
+mod faults;
 mod init;
 mod invalid_wal;
 mod list_status;
