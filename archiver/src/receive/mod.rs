@@ -248,11 +248,17 @@ impl Receiver {
         let later = self.connected_once;
         let commits = CommitWatch::start(&mut connection, &info, wanted, later).await?;
         let mut histories = Histories::default();
-        let server = self
+        let timeline = identity.timeline;
+        let mut server = self
             .ask_position(&mut connection, identity, &mut histories)
             .await?;
         self.connected_once = true;
         let mut survey = self.survey().await?;
+        // Somebody else may have stored meanwhile what the server has written since: a server that lost nothing is ahead of a listing.
+        let now = connection.identify_system().await?;
+        if now.timeline == timeline {
+            server.flush_lsn = now.flush_lsn;
+        }
         for (roll_ups, catalog) in self.roll_ups.iter().zip(&survey.catalogs) {
             if let Some(catalog) = catalog {
                 roll_ups.catch_up(catalog);
