@@ -151,6 +151,26 @@ async fn wrong_roll_ups_are_no_findings_and_hide_none_that_they_show() {
 }
 
 #[tokio::test]
+async fn of_two_roll_ups_that_differ_neither_is_believed() {
+    let archive = small(None).await;
+    archive.put_roll_up(0, |_, _| {}).await;
+    archive.put_roll_up(1, |_, _| {}).await;
+    let (agreed, _, _) = ask(&archive).await;
+    archive
+        .put_roll_up(1, |number, rolled| {
+            if number == 350 {
+                rolled.wal.transactions = Some(9);
+            }
+        })
+        .await;
+    let (disputed, _, _) = ask(&archive).await;
+    assert_eq!(objects(&disputed), []);
+    // The segment, and those that touch it.
+    let [before, after] = [agreed, disputed].map(|report| report.counts.descriptors_rolled_up);
+    assert_eq!(after + 3, before);
+}
+
+#[tokio::test]
 async fn a_damaged_header_is_found_where_no_roll_up_speaks_for_it() {
     let key = segment_key(300).to_string();
     for (rolled_up, expected) in [
