@@ -8,6 +8,7 @@ mod gauntlets;
 mod kills;
 mod restarts;
 mod stalls;
+mod standby;
 mod storms;
 
 use crate::run::stored::Compared;

@@ -11,7 +11,7 @@ use crate::support::wait_until;
 use crate::support::walden::Walden;
 use std::fs;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// What may happen to a question; what takes as long as the hook's patience is rare.
@@ -57,7 +57,7 @@ impl Rig {
         Server::over_directory(self.server.major(), &data)
     }
 
-    fn push(&self, server: &Server, path: &PathBuf) {
+    fn push(&self, server: &Server, path: &Path) {
         let path = path.to_str().expect("a path in UTF-8");
         let push = self.hook_in(server.data_directory(), &["archive-push", path]);
         push.wait(DEADLINE).expect_success();
@@ -144,7 +144,7 @@ fn soak_a_standby_follows_through_faults_and_takes_no_dead_branch() {
     let history = Rule::next(Fault::Status(503)).on("GET", "00000002.history");
     rig.store.arm([history.times(u32::MAX)]);
     rig.store.arm(chances.clone());
-    rig.push(&promoted, &PathBuf::from("pg_wal/00000002.history"));
+    rig.push(&promoted, Path::new("pg_wal/00000002.history"));
     rig.store.take_fates();
     let mut asked = 0;
     wait_until(

@@ -1,7 +1,7 @@
 //! Storms: every kind of fault that passes, one after the other and many at once, while `run` receives, a backup is taken, files are
 //! pushed and a cluster is restored.
 
-use super::{DEADLINE, Rig, Rounds, usage};
+use super::{DEADLINE, Rig, Rounds, soak_length, usage};
 use crate::run::write_wal;
 use crate::support::fault_proxy::server::Trap;
 use crate::support::fault_proxy::{Fault, Rule};
@@ -145,7 +145,10 @@ struct Figures {
 fn soak_random_faults_lose_nothing_and_cost_nothing() {
     let mut all = Figures::default();
     for round in Rounds::new(1) {
-        let one = storm(round.seed, Duration::from_secs(8));
+        let one = storm(
+            round.seed,
+            Duration::from_secs(if soak_length().is_some() { 30 } else { 5 }),
+        );
         process::note(&format!("soak: storms, seed {}: {one:?}", round.seed));
         all.rounds += one.rounds;
         all.kills += one.kills;
