@@ -3,6 +3,7 @@
 pub mod assembler;
 pub mod base_backup;
 pub mod error;
+mod everywhere;
 pub mod progress;
 pub mod push;
 pub mod receive;

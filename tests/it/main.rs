@@ -12,6 +12,7 @@ mod push;
 mod rescue;
 mod restore;
 mod run;
+mod several;
 mod site;
 mod smoke;
 mod support;
