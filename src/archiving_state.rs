@@ -36,7 +36,7 @@ const MAX_DESCRIPTORS: usize = 512;
 /// Descriptors asked for at the same time.
 const DESCRIPTORS_IN_FLIGHT: usize = 32;
 /// A server whose WAL is stored this far behind is worth a word.
-const MAX_LAG_SEGMENTS: u64 = 16;
+pub(crate) const MAX_LAG_SEGMENTS: u64 = 16;
 
 /// What the server says.
 #[derive(Debug, Clone)]
@@ -107,8 +107,11 @@ pub(crate) async fn ask_server(info: &ConnectionInfo, slot: &str) -> archiver::R
     let mut replication =
         Connection::connect_with(info, Mode::PhysicalReplication, PATIENCE).await?;
     let identity = replication.identify_system().await?;
+    let host = replication.host().clone();
     replication.close().await?;
     let mut info = info.clone();
+    // The same one of several.
+    info.hosts = vec![host];
     info.database.get_or_insert_with(|| "postgres".to_owned());
     let mut sql = Connection::connect_with(&info, Mode::Sql, PATIENCE).await?;
     let status = sql.slot_status(slot).await?;

@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 
+use anyhow::{Result, anyhow};
 use clap::builder::Styles;
 use clap::builder::styling::{AnsiColor, Effects};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
@@ -10,7 +11,9 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
 use repository::identity::SecretReference;
 
 use crate::commands;
-use crate::config::{RepositoryOverride, parse_secret_reference};
+use crate::config::{Config, Overrides, RepositoryOverride, parse_secret_reference};
+use crate::exit_code::ExitCode;
+use crate::failure::Advise;
 
 /// PostgreSQL WAL archiving and point-in-time recovery.
 #[derive(Debug, Parser)]
@@ -63,6 +66,7 @@ pub(crate) enum Command {
     Window(commands::window::WindowArgs),
     Restore(Box<commands::restore::RestoreArgs>),
     Verify(Box<commands::verify::VerifyArgs>),
+    Copy(commands::copy::CopyArgs),
     Status(commands::status::StatusArgs),
     Config(commands::config::ConfigArgs),
     ArchivePush(commands::archive_push::ArchivePushArgs),
@@ -222,8 +226,52 @@ pub(crate) struct SourceArgs {
     #[arg(help_heading = "Repository options", long, value_name = "ID", value_parser = parse_cluster_id)]
     pub(crate) cluster: Option<String>,
 
+    /// Read only this one of the configured repositories
+    #[arg(
+        help_heading = "Repository options",
+        long = "repository",
+        value_name = "NAME",
+        conflicts_with = "url"
+    )]
+    pub(crate) repository_name: Option<String>,
+
     #[command(flatten)]
     pub(crate) store: StoreArgs,
+}
+
+/// What opens encrypted objects, for commands that can do without.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct IdentityArgs {
+    /// Where the identity is kept: file:PATH, env:NAME or cmd:COMMAND
+    #[arg(long, env = "WALDEN_IDENTITY", value_name = "REF", value_parser = parse_secret_reference, hide_env_values = true)]
+    identity: Option<SecretReference>,
+}
+
+/// The same, for commands that must know what they read.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct KeyArgs {
+    #[command(flatten)]
+    pub(crate) identity: IdentityArgs,
+
+    /// Accept unencrypted objects although an identity is given
+    #[arg(long)]
+    pub(crate) allow_plain: bool,
+}
+
+impl IdentityArgs {
+    /// The identity named on the command line or in the environment.
+    pub(crate) fn reference(&self) -> Option<&SecretReference> {
+        self.identity.as_ref()
+    }
+
+    /// The configuration with this identity, and the repository named on the command line, if one is.
+    pub(crate) fn overrides(&self, source: &SourceArgs) -> Overrides {
+        Overrides {
+            identity: self.identity.clone(),
+            repository: source.repository(),
+            ..Overrides::default()
+        }
+    }
 }
 
 impl SourceArgs {
@@ -231,10 +279,32 @@ impl SourceArgs {
     pub(crate) fn repository(&self) -> Option<RepositoryOverride> {
         self.url.as_deref().map(|url| self.store.repository(url))
     }
+
+    /// The configuration, with the one repository that `--repository` names instead of all of them.
+    ///
+    /// # Errors
+    /// None has that name: exit code 2.
+    pub(crate) fn choose(&self, mut config: Config) -> Result<Config> {
+        let Some(name) = &self.repository_name else {
+            return Ok(config);
+        };
+        let known: Vec<String> = config
+            .repositories
+            .iter()
+            .map(|one| one.name.clone())
+            .collect();
+        config.repositories.retain(|one| one.name == *name);
+        if config.repositories.is_empty() {
+            return Err(anyhow!("no repository is named `{name}`"))
+                .hint(format!("known are: {}", known.join(", ")))
+                .exit_code(ExitCode::Usage);
+        }
+        Ok(config)
+    }
 }
 
 /// Accepts `<system identifier>` and `<system identifier>.<incarnation>`.
-fn parse_cluster_id(text: &str) -> Result<String, String> {
+pub(crate) fn parse_cluster_id(text: &str) -> Result<String, String> {
     let (identifier, incarnation) = match text.split_once('.') {
         Some((identifier, incarnation)) => (identifier, Some(incarnation)),
         None => (text, None),

@@ -4,6 +4,7 @@
 //! Order: flag, environment variable, file, default (clap merges the first two). Does not talk to a server or a store, and
 //! does not fetch secrets.
 
+mod edit;
 mod locate;
 mod reader;
 mod render;
@@ -18,6 +19,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use ::repository::identity::{Identities, Recipients, SecretReference};
+use ::repository::key::ClusterId;
 pub(crate) use ::repository::mirror::Ack;
 use ::repository::sealed::{Compression, MAX_RECIPIENTS};
 use anyhow::{Context, Result};
@@ -36,8 +38,6 @@ pub(crate) use secret_ref::{parse_recipient, parse_secret_reference};
 
 /// Largest configuration file that is read.
 const MAX_FILE_BYTES: u64 = 1 << 20;
-/// Most repositories of one configuration: each has its own uploads under way, and memory for them.
-const MAX_REPOSITORIES: usize = 8;
 /// Bounds of the tail chunk interval: below, a store is flooded with requests; above, `sync` or segments alone say it better.
 const RPO_RANGE: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(100)..=Duration::from_secs(3600);
@@ -74,6 +74,10 @@ pub(crate) struct Postgres {
     pub(crate) slot: String,
     /// The one cluster that may be archived here; written by `walden init`.
     pub(crate) system_identifier: Option<NonZeroU64>,
+    /// Which incarnation of it; 0 for the first. Written by `walden init --new-incarnation`.
+    pub(crate) incarnation: u32,
+    /// Whether `walden run` keeps a slot on each of the other listed servers too.
+    pub(crate) standby_slots: bool,
 }
 
 /// How WAL is stored.
@@ -151,6 +155,8 @@ impl Default for Postgres {
             conninfo: None,
             slot: "walden".to_owned(),
             system_identifier: None,
+            incarnation: 0,
+            standby_slots: true,
         }
     }
 }
@@ -262,7 +268,7 @@ impl Config {
             };
             let encryption = Encryption::read(top, folder)?;
             let tables = top.tables("repository")?;
-            let repositories = read_repositories(tables, folder)?;
+            let repositories = repository::read_all(tables, folder)?;
             let archive = match archive {
                 Some(table) => Archive::read(table, repositories.len())?,
                 None => Archive::default(),
@@ -277,6 +283,17 @@ impl Config {
                 warnings,
             })
         })
+    }
+
+    /// The text of a file with another incarnation, if it can be changed so that nothing else in it means anything else.
+    pub(crate) fn with_incarnation(text: &str, path: &Path, incarnation: u32) -> Option<String> {
+        let changed = edit::with_incarnation(text, incarnation)?;
+        let mut before = Self::parse(text, path).ok()?;
+        before.postgres.incarnation = incarnation;
+        let after = Self::parse(&changed, path).ok()?;
+        // Warnings name lines, which may have moved.
+        before.warnings.clone_from(&after.warnings);
+        (before == after).then_some(changed)
     }
 
     fn without_file() -> Self {
@@ -437,8 +454,28 @@ impl Postgres {
             })?;
             postgres.system_identifier = Some(parsed);
         }
+        if let Some(incarnation) = table.integer("incarnation")? {
+            postgres.incarnation = u32::try_from(incarnation.value).map_err(|_| {
+                incarnation.complain("`incarnation` is a number from 0 (the first) on")
+            })?;
+            if postgres.system_identifier.is_none() {
+                let complaint = incarnation.complain("`incarnation` is of no cluster");
+                return Err(complaint.hint("name the `system_identifier` too"));
+            }
+        }
+        if let Some(wanted) = table.boolean("standby_slots")? {
+            postgres.standby_slots = wanted.value;
+        }
         table.finish()?;
         Ok(postgres)
+    }
+
+    /// The cluster that is archived, if the file names it.
+    pub(crate) fn cluster(&self) -> Option<ClusterId> {
+        Some(ClusterId {
+            system_identifier: self.system_identifier?.get(),
+            incarnation: self.incarnation,
+        })
     }
 
     /// Whether `conninfo` itself holds a password.
@@ -508,37 +545,6 @@ impl Archive {
         table.finish()?;
         Ok(archive)
     }
-}
-
-/// Reads every `[[repository]]`; two that have a name or a place in common would count as two copies and be one.
-fn read_repositories(tables: Vec<Table<'_>>, folder: &Path) -> Result<Vec<Repository>, Complaint> {
-    if let Some(extra) = tables.get(MAX_REPOSITORIES) {
-        return Err(extra.complain(format!("more than {MAX_REPOSITORIES} repositories")));
-    }
-    let mut repositories: Vec<Repository> = Vec::new();
-    for table in tables {
-        let place = table.complain("");
-        let read = Repository::read(table, folder)?;
-        let again = |message: String| Complaint {
-            message,
-            ..place.clone()
-        };
-        for known in &repositories {
-            if known.name == read.name {
-                let complaint = again(format!("two repositories are named `{}`", read.name));
-                return Err(complaint.hint("give each [[repository]] a `name` of its own"));
-            }
-            if known.is_same_place(&read) {
-                let complaint = again(format!(
-                    "`{}` is the same place as `{}`: what is stored twice there is stored once",
-                    read.name, known.name
-                ));
-                return Err(complaint.hint("give each [[repository]] a `url` of its own"));
-            }
-        }
-        repositories.push(read);
-    }
-    Ok(repositories)
 }
 
 impl Restore {

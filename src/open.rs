@@ -14,7 +14,7 @@ use repository::identity::ExposeSecret;
 use repository::key::ClusterId;
 use repository::sealed::{OpenPolicy, SealPolicy};
 use repository::store::{Deadlines, StoreOptions};
-use repository::{Repository, Store};
+use repository::{Repositories, Repository, Store};
 
 use crate::config::{Config, Location};
 use crate::exit_code::ExitCode;
@@ -166,20 +166,20 @@ pub(crate) fn connection_info(config: &Config) -> Result<ConnectionInfo> {
 /// The repository does not know it: exit code 5. None or several to choose from: exit code 2, with their names.
 pub(crate) async fn find_cluster(
     config: &Config,
-    repository: &Repository,
+    repositories: impl Into<Repositories>,
     named: Option<&str>,
 ) -> Result<ClusterDocument> {
-    let configured = config.postgres.system_identifier;
+    let repository = repositories.into();
     let wanted: Option<ClusterId> = match named {
         Some(text) => Some(text.parse().exit_code(ExitCode::Usage)?),
-        None => configured.map(|identifier| ClusterId::new(identifier.get())),
+        None => config.postgres.cluster(),
     };
     if let Some(cluster) = wanted {
         let found = repository.fetch_cluster(cluster).await?;
         let missing = || {
             anyhow!(
                 "{}: the cluster {cluster} is not known there",
-                repository.url()
+                repository.urls()
             )
         };
         return found
@@ -191,7 +191,7 @@ pub(crate) async fn find_cluster(
     let only = match known.as_slice() {
         [only] => *only,
         [] => {
-            return Err(anyhow!("{}: no cluster is stored there", repository.url()))
+            return Err(anyhow!("{}: no cluster is stored there", repository.urls()))
                 .hint("`walden init` makes a cluster known")
                 .exit_code(ExitCode::NoRepository);
         }
@@ -199,7 +199,7 @@ pub(crate) async fn find_cluster(
             let names: Vec<String> = several.iter().map(ToString::to_string).collect();
             return Err(anyhow!(
                 "{}: {} clusters are stored there",
-                repository.url(),
+                repository.urls(),
                 several.len()
             ))
             .hint(format!("choose one with --cluster: {}", names.join(", ")))
@@ -207,7 +207,7 @@ pub(crate) async fn find_cluster(
         }
     };
     let document = repository.fetch_cluster(only).await?;
-    document.with_context(|| format!("{}: {only} has gone", repository.url()))
+    document.with_context(|| format!("{}: {only} has gone", repository.urls()))
 }
 
 /// The configured cluster, as the first of several repositories that answers knows it: one that is down keeps nobody from writing to the
@@ -243,6 +243,40 @@ pub(crate) async fn find_cluster_anywhere(
     }
     Err(first.unwrap_or_else(|| anyhow!("{}: no repository", config.source_name())))
 }
+
+/// The first configured repository that answers, and its cluster; the others are filled from it.
+///
+/// # Errors
+/// As [`find_cluster_anywhere`], if none answers.
+pub(crate) async fn first_that_answers(config: &Config) -> Result<(Repository, ClusterDocument)> {
+    let mut first = None;
+    for repository in repositories(config).await? {
+        let impatient = async {
+            require_repository(&repository).await?;
+            find_cluster(config, &repository, None).await
+        };
+        let asked = match tokio::time::timeout(ANSWER_DEADLINE, impatient).await {
+            Ok(asked) => asked,
+            Err(_) => Err(anyhow!(
+                "{}: no answer within {ANSWER_DEADLINE:?}",
+                repository.url()
+            )),
+        };
+        match asked {
+            Ok(cluster) => return Ok((repository, cluster)),
+            Err(error) => {
+                if config.repositories.len() > 1 {
+                    tracing::warn!("{error:#}; asking the next repository");
+                }
+                first.get_or_insert(error);
+            }
+        }
+    }
+    Err(first.unwrap_or_else(|| anyhow!("{}: no repository", config.source_name())))
+}
+
+/// How long a repository may take to say what it knows before the next one is asked.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(60);
 
 /// The store's deadlines for a command that a person waits for: asking again is cheap, waiting five minutes is not.
 pub(crate) const IMPATIENT: Deadlines = Deadlines {

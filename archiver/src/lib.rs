@@ -2,6 +2,8 @@
 
 pub mod assembler;
 pub mod base_backup;
+pub mod branches;
+mod commit_watch;
 pub mod error;
 mod everywhere;
 pub mod progress;
@@ -9,7 +11,7 @@ pub mod push;
 pub mod receive;
 pub mod replication;
 pub mod resume;
-mod server_identity;
+pub mod server_identity;
 pub mod synchronous;
 pub mod tail;
 pub mod upload;

@@ -67,6 +67,8 @@ pub struct PushConfig<'a> {
     pub seal: SealPolicy,
     /// The only cluster whose files are taken; `None`: any that the repository knows.
     pub system_identifier: Option<u64>,
+    /// Which incarnation of the cluster they go to; 0 for the first.
+    pub incarnation: u32,
     /// What happens to a segment with a record that is not valid.
     pub on_invalid: OnInvalid,
 }
@@ -243,7 +245,11 @@ async fn find_cluster<'a>(
             found: found.to_string(),
         });
     }
-    Target::find(config, ClusterId::new(found)).await
+    let id = ClusterId {
+        system_identifier: found,
+        incarnation: config.incarnation,
+    };
+    Target::find(config, id).await
 }
 
 /// A timeline's way here, and what tells it from another of its number.

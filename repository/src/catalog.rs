@@ -16,8 +16,10 @@ pub struct Catalog {
     pub timelines: BTreeMap<TimelineId, TimelineObjects>,
     /// Base backups by label, which sorts by start time; begun ones included.
     pub backups: BTreeMap<BackupLabel, BackupObjects>,
-    /// Recorded holes.
+    /// Recorded holes, closed ones included: see [`Catalog::open_gaps`].
     pub gaps: BTreeSet<GapRange>,
+    /// Those of them that somebody has acknowledged.
+    pub acknowledged: BTreeSet<GapRange>,
     /// Roll-ups by timeline and log: tag and stored size in bytes. Several may exist.
     pub roll_ups: BTreeMap<(TimelineId, u32), BTreeSet<(u32, u64)>>,
     /// Objects whose path is no key of format 1; counted, never touched.
@@ -35,6 +37,43 @@ pub struct TimelineObjects {
     pub partials: BTreeSet<PartialObject>,
     /// Tail chunks by segment.
     pub tails: BTreeMap<SegmentName, BTreeSet<TailChunk>>,
+}
+
+impl TimelineObjects {
+    /// The tail chunks of a segment that it takes to have all of their bytes, by their start: of each writer the fewest that reach as far
+    /// as all of its chunks do, since later ones replace earlier ones; all of its chunks if they leave a hole. What different writers
+    /// stored is for the reader to compare.
+    #[must_use]
+    pub fn needed_chunks(&self, name: &SegmentName) -> BTreeSet<TailChunk> {
+        let mut writers: BTreeMap<u32, Vec<TailChunk>> = BTreeMap::new();
+        for chunk in self.tails.get(name).into_iter().flatten() {
+            writers.entry(chunk.writer).or_default().push(*chunk);
+        }
+        let needed = writers.into_values().flat_map(|chunks| {
+            let begin = chunks.iter().map(|chunk| chunk.from).min();
+            let end = chunks.iter().map(|chunk| chunk.to).max();
+            let (mut reach, mut fewest) = (begin.unwrap_or(0), Vec::new());
+            // In order of their start: all that begin within what is reached are looked at before one is taken.
+            let mut rest = chunks.iter().peekable();
+            while end.is_some_and(|end| reach < end) {
+                let mut best: Option<TailChunk> = None;
+                while let Some(chunk) = rest.next_if(|chunk| chunk.from <= reach) {
+                    if best.is_none_or(|best| best.to < chunk.to) {
+                        best = Some(*chunk);
+                    }
+                }
+                match best.filter(|best| best.to > reach) {
+                    Some(best) => {
+                        reach = best.to;
+                        fewest.push(best);
+                    }
+                    None => return chunks,
+                }
+            }
+            fewest
+        });
+        needed.collect()
+    }
 }
 
 /// A stored `.partial`.
@@ -160,11 +199,89 @@ impl Catalog {
                     to: *to,
                 });
             }
+            ObjectKey::GapAck {
+                timeline, from, to, ..
+            } => {
+                self.acknowledged.insert(GapRange {
+                    timeline: *timeline,
+                    from: *from,
+                    to: *to,
+                });
+            }
         }
+    }
+
+    /// Adds what another listing of the same cluster holds: of what both have, this one's sizes stay.
+    pub fn merge(&mut self, other: Self) {
+        for (timeline, theirs) in other.timelines {
+            let ours = self.timeline(timeline);
+            ours.history |= theirs.history;
+            for (name, size) in theirs.segments {
+                ours.segments.entry(name).or_insert(size);
+            }
+            ours.partials.extend(theirs.partials);
+            for (name, chunks) in theirs.tails {
+                ours.tails.entry(name).or_default().extend(chunks);
+            }
+        }
+        for (label, theirs) in other.backups {
+            let ours = self.backups.entry(label).or_default();
+            ours.complete |= theirs.complete;
+            ours.names |= theirs.names;
+            ours.stored_bytes = ours.stored_bytes.max(theirs.stored_bytes);
+        }
+        self.gaps.extend(other.gaps);
+        self.acknowledged.extend(other.acknowledged);
+        for (log, tags) in other.roll_ups {
+            self.roll_ups.entry(log).or_default().extend(tags);
+        }
+        self.unknown += other.unknown;
     }
 
     fn timeline(&mut self, timeline: TimelineId) -> &mut TimelineObjects {
         self.timelines.entry(timeline).or_default()
+    }
+
+    /// What of a stretch of WAL is in no sealed segment, in order. One that ends within a segment (where the timeline was left) also counts
+    /// as stored to its end by that segment's `.partial`. Walks over what is stored, whatever the stretch claims to be.
+    #[must_use]
+    pub fn missing_in(&self, stretch: GapRange, size: SegmentSize) -> Vec<GapRange> {
+        let Some(objects) = self.timelines.get(&stretch.timeline) else {
+            return without(stretch, []);
+        };
+        let name = |lsn| SegmentName::new(stretch.timeline, size.segment(lsn), size);
+        let last = name(stretch.to);
+        let range = |number| GapRange {
+            timeline: stretch.timeline,
+            from: size.start(number),
+            to: size.end(number),
+        };
+        let sealed = objects.segments.range(name(stretch.from)..);
+        let sealed = sealed
+            .map(|(name, _)| name)
+            .take_while(|name| **name <= last);
+        let partials = objects.partials.iter().map(|partial| &partial.name);
+        let partials = partials.filter(|name| **name == last);
+        let stored = sealed.chain(partials).filter_map(|name| name.number(size));
+        without(stretch, stored.map(range))
+    }
+
+    /// What is still missing of the recorded holes, in order, each with the hole as it was recorded.
+    #[must_use]
+    pub fn open_gaps(&self, size: SegmentSize) -> Vec<(GapRange, GapRange)> {
+        let gaps = self.gaps.iter().filter(|gap| gap.from < gap.to);
+        gaps.flat_map(|gap| {
+            let missing = self.missing_in(*gap, size);
+            missing.into_iter().map(|missing| (missing, *gap))
+        })
+        .collect()
+    }
+
+    /// What of a stretch is in no recorded hole, in order.
+    #[must_use]
+    pub fn unrecorded_in(&self, stretch: GapRange) -> Vec<GapRange> {
+        let gaps = self.gaps.iter().copied();
+        without(stretch, gaps.filter(|gap| gap.timeline == stretch.timeline))
     }
 
     /// Labels of the backups that exist, oldest first.
@@ -221,6 +338,26 @@ impl Catalog {
     }
 }
 
+/// What is left of a stretch without others of its timeline, which come in the order of their starts.
+fn without(stretch: GapRange, others: impl IntoIterator<Item = GapRange>) -> Vec<GapRange> {
+    let mut left = Vec::new();
+    let mut from = stretch.from;
+    for other in others {
+        if other.from > from && from < stretch.to {
+            left.push(GapRange {
+                from,
+                to: other.from.min(stretch.to),
+                ..stretch
+            });
+        }
+        from = from.max(other.to);
+    }
+    if from < stretch.to {
+        left.push(GapRange { from, ..stretch });
+    }
+    left
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -230,6 +367,44 @@ mod tests {
             "7412".parse().unwrap(),
             paths.iter().map(|path| (*path, 10)),
         )
+    }
+
+    #[test]
+    fn chunks_that_later_ones_replace_are_not_needed() {
+        let check = |chunks: &[(u32, u32, u32)], needed: &[(u32, u32, u32)]| {
+            let name: SegmentName = "000000010000000000000005".parse().unwrap();
+            let set = |chunks: &[(u32, u32, u32)]| -> BTreeSet<TailChunk> {
+                let chunk = |(from, to, writer): &(u32, u32, u32)| TailChunk {
+                    from: *from,
+                    to: *to,
+                    writer: *writer,
+                };
+                chunks.iter().map(chunk).collect()
+            };
+            let mut objects = TimelineObjects::default();
+            objects.tails.insert(name, set(chunks));
+            assert_eq!(objects.needed_chunks(&name), set(needed), "{chunks:?}");
+        };
+        check(&[], &[]);
+        check(&[(0, 4, 1), (4, 9, 1)], &[(0, 4, 1), (4, 9, 1)]);
+        check(
+            &[(0, 4, 1), (4, 9, 1), (0, 12, 1), (12, 20, 1)],
+            &[(0, 12, 1), (12, 20, 1)],
+        );
+        check(
+            &[(0, 4, 1), (4, 9, 1), (9, 12, 1), (4, 14, 1), (14, 15, 1)],
+            &[(0, 4, 1), (4, 14, 1), (14, 15, 1)],
+        );
+        // A hole is for the reader to find.
+        check(
+            &[(0, 4, 1), (0, 6, 1), (8, 9, 1)],
+            &[(0, 4, 1), (0, 6, 1), (8, 9, 1)],
+        );
+        // What another process stored over the same bytes may differ.
+        check(
+            &[(0, 9, 1), (0, 4, 2), (4, 7, 2), (0, 7, 2)],
+            &[(0, 9, 1), (0, 7, 2)],
+        );
     }
 
     #[test]
@@ -268,5 +443,68 @@ mod tests {
         assert_eq!(catalog.holes(first, size), [hole]);
         assert_eq!(catalog.gaps.iter().copied().collect::<Vec<_>>(), [hole]);
         assert!(catalog.timelines[&TimelineId::new(2).unwrap()].history);
+    }
+
+    fn range(from: u64, to: u64) -> GapRange {
+        GapRange {
+            timeline: TimelineId::FIRST,
+            from: Lsn::new(from),
+            to: Lsn::new(to),
+        }
+    }
+
+    #[test]
+    fn what_is_stored_of_a_hole_closes_it() {
+        const MIB: u64 = 1 << 20;
+        let sealed = |n: u64| format!("7412/wal/00000001/00000000/0000000100000000{n:08X}.wal");
+        let open = |gap: GapRange, segments: &[u64], partial: bool| {
+            let mut paths: Vec<String> = segments.iter().map(|n| sealed(*n)).collect();
+            let (from, to) = (gap.from.as_u64(), gap.to.as_u64());
+            paths.push(format!("7412/gaps/00000001-{from:016X}-{to:016X}.json"));
+            let partial = partial.then(|| {
+                "7412/wal/00000001/00000000/000000010000000000000008.DEADBEEF.partial".to_owned()
+            });
+            paths.extend(partial);
+            let paths: Vec<&str> = paths.iter().map(String::as_str).collect();
+            let open = catalog(&paths).open_gaps(SegmentSize::MIN);
+            assert!(open.iter().all(|(_, recorded)| *recorded == gap));
+            open.into_iter().map(|(open, _)| open).collect::<Vec<_>>()
+        };
+        let gap = range(5 * MIB + 77, 9 * MIB);
+        assert_eq!(open(gap, &[], false), [gap]);
+        assert_eq!(open(gap, &[4, 9], false), [gap]);
+        assert_eq!(open(gap, &[5, 6, 7, 8], false), []);
+        assert_eq!(open(gap, &[5, 8], false), [range(6 * MIB, 8 * MIB)]);
+        assert_eq!(
+            open(gap, &[3, 7], false),
+            [range(5 * MIB + 77, 7 * MIB), range(8 * MIB, 9 * MIB)]
+        );
+        // The timeline was left within segment 8.
+        let left = range(7 * MIB, 8 * MIB + 99);
+        assert_eq!(open(left, &[7], false), [range(8 * MIB, 8 * MIB + 99)]);
+        assert_eq!(open(left, &[7], true), []);
+        // Whatever the name of a hole claims, no more is walked over than is stored.
+        let claimed = range(0, u64::MAX);
+        assert_eq!(open(claimed, &[1], false).len(), 2);
+    }
+
+    #[test]
+    fn a_hole_is_recorded_once() {
+        let gaps = catalog(&[
+            "7412/gaps/00000001-0000000000200000-0000000000400000.json",
+            "7412/gaps/00000001-0000000000400000-0000000000500000.json",
+            "7412/gaps/00000002-0000000000500000-0000000000900000.json",
+            "7412/gaps/00000001-0000000000200000-0000000000400000.ack.json",
+        ]);
+        assert_eq!(gaps.gaps.len(), 3);
+        assert_eq!(
+            gaps.acknowledged.iter().copied().collect::<Vec<_>>(),
+            [range(0x20_0000, 0x40_0000)]
+        );
+        assert_eq!(gaps.unrecorded_in(range(0x20_0000, 0x50_0000)), []);
+        assert_eq!(
+            gaps.unrecorded_in(range(0x10_0000, 0x60_0000)),
+            [range(0x10_0000, 0x20_0000), range(0x50_0000, 0x60_0000)]
+        );
     }
 }

@@ -144,7 +144,7 @@ pub enum Error {
         what: String,
     },
     /// An object found where another one belongs.
-    #[error("{key}: this is a sealed object, but of {found}")]
+    #[error("{key}: what stands there is of another place: {found}")]
     Misplaced {
         /// Where it was found.
         key: String,
@@ -192,6 +192,16 @@ pub enum Error {
         key: String,
         /// Which facts differ.
         what: String,
+    },
+    /// None of several repositories gives an object.
+    #[error("{object}: no repository gives it: {said}")]
+    NoRepositoryGives {
+        /// Key of the object, or what was listed.
+        object: String,
+        /// What each of them said, by name.
+        said: String,
+        /// `Retry` if one of them may still have it, else the worst of theirs.
+        class: ErrorClass,
     },
     /// A recipient, identity or secret reference that cannot be used.
     #[error("{reference}: {reason}")]
@@ -245,6 +255,7 @@ impl Error {
             Error::NoIdentity { .. } | Error::WrongIdentity { .. } => ErrorClass::Key,
             Error::Secret { .. } => ErrorClass::Config,
             Error::AlreadyStored { .. } => ErrorClass::Conflict,
+            Error::NoRepositoryGives { class, .. } => *class,
             Error::Io { source, .. } => class_of_io(source),
         }
     }

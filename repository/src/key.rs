@@ -233,6 +233,17 @@ pub enum ObjectKey {
         /// First byte behind the hole.
         to: Lsn,
     },
+    /// `<cluster>/gaps/<timeline>-<from>-<to>.ack.json`: somebody knows of that hole and says why it may stay.
+    GapAck {
+        /// Whose.
+        cluster: ClusterId,
+        /// On which timeline.
+        timeline: TimelineId,
+        /// First missing byte.
+        from: Lsn,
+        /// First byte behind the hole.
+        to: Lsn,
+    },
 }
 
 /// The objects of one base backup.
@@ -269,7 +280,8 @@ impl ObjectKey {
             | Self::Tail { cluster, .. }
             | Self::Backup { cluster, .. }
             | Self::RollUp { cluster, .. }
-            | Self::Gap { cluster, .. } => Some(*cluster),
+            | Self::Gap { cluster, .. }
+            | Self::GapAck { cluster, .. } => Some(*cluster),
         }
     }
 
@@ -307,6 +319,7 @@ impl ObjectKey {
             } => "backup-part",
             Self::RollUp { .. } => "index",
             Self::Gap { .. } => "gap",
+            Self::GapAck { .. } => "gap-ack",
         }
     }
 }
@@ -424,14 +437,24 @@ impl fmt::Display for ObjectKey {
                 timeline,
                 from,
                 to,
+            }
+            | Self::GapAck {
+                cluster,
+                timeline,
+                from,
+                to,
             } => {
                 write!(
                     f,
-                    "{cluster}/gaps/{:08X}-{:016X}-{:016X}.json",
+                    "{cluster}/gaps/{:08X}-{:016X}-{:016X}",
                     timeline.get(),
                     from.as_u64(),
                     to.as_u64()
-                )
+                )?;
+                f.write_str(match self {
+                    Self::GapAck { .. } => ".ack.json",
+                    _ => ".json",
+                })
             }
         }
     }
@@ -558,14 +581,28 @@ fn parse_roll_up(cluster: ClusterId, rest: &str) -> Option<ObjectKey> {
 }
 
 fn parse_gap(cluster: ClusterId, rest: &str) -> Option<ObjectKey> {
-    let mut pieces = rest.strip_suffix(".json")?.split('-');
+    let name = rest.strip_suffix(".json")?;
+    let (name, is_ack) = match name.strip_suffix(".ack") {
+        Some(name) => (name, true),
+        None => (name, false),
+    };
+    let mut pieces = name.split('-');
     let timeline = TimelineId::new(hex32(pieces.next()?)?)?;
     let (from, to) = (hex64(pieces.next()?)?, hex64(pieces.next()?)?);
-    pieces.next().is_none().then_some(ObjectKey::Gap {
-        cluster,
-        timeline,
-        from: Lsn::new(from),
-        to: Lsn::new(to),
+    let (from, to) = (Lsn::new(from), Lsn::new(to));
+    pieces.next().is_none().then_some(match is_ack {
+        true => ObjectKey::GapAck {
+            cluster,
+            timeline,
+            from,
+            to,
+        },
+        false => ObjectKey::Gap {
+            cluster,
+            timeline,
+            from,
+            to,
+        },
     })
 }
 
@@ -624,6 +661,7 @@ mod tests {
         "7412345678901234567/backups/20260123T142811Z-full-3fa9/16385.000123",
         "7412345678901234567/index/00000001/0000000A.DEADBEEF",
         "7412345678901234567/gaps/00000001-0000000001000000-0000000002000000.json",
+        "7412345678901234567/gaps/00000001-0000000001000000-0000000002000000.ack.json",
     ];
 
     #[test]
@@ -654,6 +692,9 @@ mod tests {
             "7412/backups/../../etc/base.000000",
             "7412/backups/20260123T142811Z-full-3fa9/0.000000",
             "7412/backups/2026-01-23T142811Z-full-3fa9/manifest",
+            "7412/gaps/00000001-0000000001000000-0000000002000000.ack",
+            "7412/gaps/00000001-0000000001000000-0000000002000000.ack.ack.json",
+            "7412/gaps/00000001-0000000001000000.json",
         ] {
             assert!(path.parse::<ObjectKey>().is_err(), "{path}");
         }

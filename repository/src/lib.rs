@@ -7,6 +7,7 @@ pub mod copy;
 pub mod descriptor;
 pub mod durable;
 pub mod error;
+pub mod gap;
 pub mod identity;
 pub mod index;
 pub mod key;
@@ -15,6 +16,7 @@ pub mod mirror;
 pub mod names;
 pub mod repo;
 pub mod sealed;
+pub mod several;
 pub mod store;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -22,4 +24,5 @@ pub mod wal;
 
 pub use error::{Error, ErrorClass, Result};
 pub use repo::{Repository, Stored};
+pub use several::Repositories;
 pub use store::{Deadlines, PutOutcome, Store, StoreOptions};

@@ -4,6 +4,7 @@
 //! check, and listings as a catalogue. Does not own requests and retries (`store.rs`) or sealing (`sealed/`).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -16,7 +17,7 @@ use crate::descriptor::Descriptor;
 use crate::index::{self, RollUp};
 use crate::key::{BackupLabel, BackupObject, ClusterId, ObjectKey};
 use crate::sealed::{MAX_HEADER_BYTES, OpenPolicy, Sealed, read_descriptor};
-use crate::store::{Listed, PutOutcome, Store};
+use crate::store::{Deadlines, Listed, PutOutcome, Store};
 use crate::{Error, Result};
 
 /// Largest `backup.json`, in bytes: that of some ten terabytes.
@@ -54,6 +55,20 @@ impl Repository {
             name: name.into(),
             store,
         }
+    }
+
+    /// The same repository for a caller who can ask elsewhere: see [`Store::hurried`].
+    #[must_use]
+    pub(crate) fn hurried(&self, waiting: Duration, failing: Duration) -> Self {
+        Self {
+            name: Arc::clone(&self.name),
+            store: self.store.hurried(waiting, failing),
+        }
+    }
+
+    /// How long its operations may take.
+    pub(crate) fn deadlines(&self) -> Deadlines {
+        self.store.deadlines()
     }
 
     /// Its name in the configuration.
@@ -290,12 +305,14 @@ impl Repository {
         ))
     }
 
-    /// Lists every object of a cluster as the store names it, in the order of their paths.
+    /// Lists every object of a cluster as the store names it, as [`Repository::list`] does, in the order of their paths.
     ///
     /// # Errors
     /// `Retry`, `Config` from the store.
     pub async fn list_objects(&self, cluster: ClusterId) -> Result<Vec<Listed>> {
-        self.store.list(&cluster.to_string()).await
+        self.store
+            .list_wide(&cluster.to_string(), CLUSTER_LEVELS)
+            .await
     }
 
     /// Fetches an object as it is stored, of at most `limit` plain bytes. Nothing is checked.

@@ -3,7 +3,10 @@
 
 mod archive_get;
 mod backup;
+mod copy;
 mod demo;
+mod failover;
+mod fall_over;
 mod init;
 mod invalid_wal;
 mod list_status;
@@ -11,6 +14,7 @@ mod log;
 mod push;
 mod rescue;
 mod restore;
+mod rpo;
 mod run;
 mod several;
 mod site;

@@ -5,8 +5,10 @@
 //! (`progress.rs`) or where to resume (`resume.rs`).
 
 mod fill;
+mod hosts;
 mod lanes;
 mod roll_up;
+mod standby_slots;
 mod stream;
 mod survey;
 
@@ -21,17 +23,20 @@ use repository::sealed::Facts;
 use repository::wal::lineage;
 use repository::{ErrorClass, Repository, catalog::Catalog};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 use wal_format::{
     DecoderConfig, Lsn, Major, SegmentName, SegmentSize, TimelineHistory, TimelineId,
 };
 
 use self::fill::Fillers;
+use self::hosts::{Hosts, Next};
 use self::survey::Survey;
+use crate::branches::{check_newest, left_behind};
+use crate::commit_watch::CommitWatch;
 use crate::error::ServerErrorKind;
 use crate::replication::{Connection, ConnectionInfo, Mode, Started, SystemIdentity};
 use crate::resume::{RepositoryEnd, ResumePoint, ServerPosition, plan_resume};
 use crate::server_identity::check_identity;
-use crate::synchronous::{CommitSettings, names_match};
 use crate::upload::{Uploader, error_text};
 use crate::{Error, Result};
 
@@ -77,6 +82,8 @@ pub struct ReceiverConfig {
     pub slot: String,
     /// The cluster as the repository knows it.
     pub cluster: ClusterDocument,
+    /// Whether a slot is kept on each of the other listed servers too.
+    pub standby_slots: bool,
     /// How long bytes may wait.
     pub rpo: Rpo,
     /// What happens to invalid WAL.
@@ -93,6 +100,7 @@ pub struct Receiver {
     writer: u32,
     stop: watch::Receiver<bool>,
     connected_once: bool,
+    hosts: Hosts,
     slot_busy_since: Option<Instant>,
     /// Where the first WAL that is not valid was received; 0 for none.
     first_invalid: Arc<AtomicU64>,
@@ -143,6 +151,7 @@ impl Receiver {
             writer: u32::from_le_bytes(writer),
             stop,
             connected_once: false,
+            hosts: Hosts::default(),
             slot_busy_since: None,
             first_invalid: Arc::default(),
             roll_ups: Vec::new(),
@@ -182,14 +191,20 @@ impl Receiver {
             match self.session(fillers).await {
                 Ok(SessionEnd::Stopped) => return Ok(()),
                 Ok(SessionEnd::ServerShutdown) => {
+                    self.hosts.ended();
                     tracing::info!("the server shut down, everything it had is stored")
                 }
-                Err(error) if self.is_final(&error) => return Err(error),
                 Err(error) => {
-                    tracing::warn!(
-                        error = error_text(&error),
-                        "connection to the server lost or refused, trying again"
-                    );
+                    let listed = &self.config.connection;
+                    match self.hosts.failed(error, listed, Instant::now()) {
+                        Next::AnotherHost => continue,
+                        Next::GiveUp(error) => return Err(error),
+                        Next::Settle(error) if self.is_final(&error) => return Err(error),
+                        Next::Settle(error) => tracing::warn!(
+                            error = error_text(&error),
+                            "connection to the server lost or refused, trying again"
+                        ),
+                    }
                 }
             }
             if begun.elapsed() > LONGEST_WAIT {
@@ -223,11 +238,15 @@ impl Receiver {
 
     /// One connection: from the checks to its end.
     async fn session(&mut self, fillers: &Fillers) -> Result<SessionEnd> {
-        let mut connection =
-            Connection::connect(&self.config.connection, Mode::PhysicalReplication).await?;
+        let candidates = self.hosts.candidates(&self.config.connection);
+        let mut connection = Connection::connect(&candidates, Mode::PhysicalReplication).await?;
+        self.hosts.connected_to(connection.host());
         connection.require_supported()?;
         let identity = check_identity(&mut connection, &self.config.cluster).await?;
-        let sync = self.is_waited_for(&mut connection).await?;
+        let wanted = self.config.rpo == Rpo::Sync;
+        let info = self.hosts.same(&self.config.connection);
+        let later = self.connected_once;
+        let commits = CommitWatch::start(&mut connection, &info, wanted, later).await?;
         let mut histories = Histories::default();
         let server = self
             .ask_position(&mut connection, identity, &mut histories)
@@ -239,7 +258,9 @@ impl Receiver {
                 roll_ups.catch_up(catalog);
             }
         }
-        let stored = repository_end(&survey.union, self.size, server.restart_lsn);
+        check_newest(&server.history, &survey.union, self.size)?;
+        let on_path = |timeline| server.history.contains(timeline);
+        let stored = repository_end(&survey.union, self.size, server.restart_lsn, on_path);
         let mut point = plan_resume(self.size, &server, stored)?;
         tracing::info!(
             server = connection.address(),
@@ -249,6 +270,14 @@ impl Receiver {
             stored_to = stored.map(|stored| stored.end.to_string()),
             "receiving WAL"
         );
+        for left in left_behind(&server.history, &survey.union, self.size) {
+            tracing::warn!(timeline = left.timeline.get(), from = %left.from, to = %left.to,
+                "WAL is stored that does not lead to this server: it stays, and restores with --timeline");
+        }
+        let mut beside = JoinSet::new();
+        if let Some(slots) = self.standby_slots(&connection) {
+            beside.spawn(slots.keep());
+        }
         let major = Major::from_number(connection.server_major());
         let decoder = DecoderConfig {
             segment_size: self.size,
@@ -278,6 +307,7 @@ impl Receiver {
                     let fillers = fillers.clone();
                     let mirrors = stream::Mirrors { level, fillers };
                     let records = self.stored_records(&survey, point).await?;
+                    let sync = commits.store_at_once();
                     let streaming = stream::Streaming::new(
                         self, decoder, point, lineage, records, mirrors, sync,
                     )?;
@@ -297,7 +327,9 @@ impl Receiver {
                         // would begin at the repository's end again, and fail again, unless something was stored meanwhile.
                         Err(error) if error.server_kind() == Some(ServerErrorKind::WalRemoved) => {
                             let survey = self.survey().await?;
-                            let end = repository_end(&survey.union, self.size, server.restart_lsn);
+                            let restart_lsn = server.restart_lsn;
+                            let end =
+                                repository_end(&survey.union, self.size, restart_lsn, on_path);
                             if end != stored {
                                 return Err(error);
                             }
@@ -320,54 +352,15 @@ impl Receiver {
         }
     }
 
-    /// Whether every byte is to be stored at once: because the user says so, or because commits wait for us anyhow.
-    async fn is_waited_for(&self, connection: &mut Connection) -> Result<bool> {
-        let wanted = self.config.rpo == Rpo::Sync;
-        let own = &self.config.connection;
-        let names = connection.show("synchronous_standby_names").await?;
-        if !names_match(&names, &own.application_name) {
-            if wanted {
-                tracing::warn!(
-                    synchronous_standby_names = names,
-                    application_name = own.application_name,
-                    "rpo is sync, but the server does not wait for this receiver: its synchronous_standby_names do not name it"
-                );
-            }
-            return Ok(wanted);
-        }
-        self.commit_settings(connection)
-            .await?
-            .refuse_remote_apply()?;
-        if !wanted {
-            tracing::warn!(
-                synchronous_standby_names = names,
-                "the server's commits wait for this receiver: every byte is stored at once, as with rpo = \"sync\""
-            );
-        }
-        Ok(true)
-    }
-
-    /// How commits wait, as far as can be seen: a role that may only replicate is let into no database, and sees the server's settings alone.
-    async fn commit_settings(&self, replication: &mut Connection) -> Result<CommitSettings> {
-        let mut info = self.config.connection.clone();
-        info.database.get_or_insert_with(|| "postgres".to_owned());
-        let asked = async {
-            let mut sql = Connection::connect(&info, Mode::Sql).await?;
-            CommitSettings::ask(&mut sql).await
-        };
-        match asked.await {
-            Ok(settings) => Ok(settings),
-            Err(error) => {
-                tracing::warn!(
-                    error = error_text(&error),
-                    "the settings of roles and databases cannot be seen: nobody may set synchronous_commit = remote_apply while commits wait for this receiver"
-                );
-                Ok(CommitSettings {
-                    server: replication.show("synchronous_commit").await?,
-                    ..CommitSettings::default()
-                })
-            }
-        }
+    /// Keeps a slot on each of the other listed servers, if there are any and that is wanted.
+    fn standby_slots(&self, connection: &Connection) -> Option<standby_slots::StandbySlots> {
+        let servers = self.hosts.others(&self.config.connection);
+        (self.config.standby_slots && !servers.is_empty()).then(|| standby_slots::StandbySlots {
+            servers,
+            slot: self.config.slot.clone(),
+            system_identifier: self.cluster.system_identifier,
+            stored: connection.reported_flush(),
+        })
     }
 
     /// Where the server is, its slot (made if it is missing), and its history, stored before any WAL of it.
@@ -521,7 +514,7 @@ impl Receiver {
             return Ok(stored);
         };
         let cluster = self.cluster;
-        for chunk in objects.tails.get(&name).into_iter().flatten() {
+        for chunk in objects.needed_chunks(&name) {
             let (from, to, writer) = (chunk.from, chunk.to, chunk.writer);
             let key = ObjectKey::Tail {
                 cluster,
@@ -613,14 +606,16 @@ impl Histories {
     }
 }
 
-/// Where the repository's WAL ends: before the first hole that the slot can still fill, else behind everything.
+/// Where the repository's WAL of the server's own path ends: before the first hole that the slot can still fill, else behind everything.
 fn repository_end(
     catalog: &Catalog,
     size: SegmentSize,
     restart_lsn: Option<Lsn>,
+    on_path: impl Fn(TimelineId) -> bool,
 ) -> Option<RepositoryEnd> {
     let ends = catalog.timelines.keys().rev();
     let (timeline, end) = ends
+        .filter(|timeline| on_path(**timeline))
         .filter_map(|timeline| Some((*timeline, catalog.wal_end(*timeline, size)?)))
         .next()?;
     let fillable = restart_lsn.map(|lsn| size.start(size.segment(lsn)));
@@ -673,9 +668,14 @@ mod tests {
             [1, 2, 4, 5, 7].map(|n| (path(n), 1)),
         );
         let end = |restart: Option<u64>| {
-            repository_end(&catalog, SegmentSize::DEFAULT, restart.map(Lsn::new))
-                .unwrap()
-                .end
+            repository_end(
+                &catalog,
+                SegmentSize::DEFAULT,
+                restart.map(Lsn::new),
+                |_| true,
+            )
+            .unwrap()
+            .end
         };
         assert_eq!(end(None), Lsn::new(8 << 24));
         assert_eq!(end(Some((3 << 24) + 77)), Lsn::new(3 << 24));

@@ -145,6 +145,7 @@ impl Branched {
             ack: repository::mirror::Ack::All,
             seal: self.seal.clone(),
             system_identifier: Some(self.cluster.system_identifier),
+            incarnation: 0,
             on_invalid: OnInvalid::Refuse,
         };
         wait(async {

@@ -5,6 +5,7 @@ use super::{DEADLINE, Pair, terminate};
 use crate::support::process::{note, peak_memory};
 use crate::support::wait_until;
 use crate::support::walden::wait_until_stored;
+use serde_json::json;
 use std::time::{Duration, Instant};
 
 /// What the receiver may take, and what a process takes anyway.
@@ -68,6 +69,29 @@ fn under_all_the_server_keeps_what_one_lacks() {
         pair.server.psql(&behind),
         "t",
         "{before} {during} {written}"
+    );
+    let status = pair.walden.run(["status", "--json"]).expect_code(3).json();
+    let (near, far) = (&status["repositories"][0], &status["repositories"][1]);
+    assert_eq!(
+        (&near["name"], &near["state"]),
+        (&json!("near"), &json!("level"))
+    );
+    assert_eq!(
+        (&far["name"], &far["state"]),
+        (&json!("far"), &json!("unreachable"))
+    );
+    assert!(
+        far["error"].is_string() && near["durable_lsn"].is_string(),
+        "{status}"
+    );
+    let problems = status["problems"].to_string();
+    let told = [
+        "repository far cannot be asked",
+        "fewer repositories are level than ack asks for",
+    ];
+    assert!(
+        told.iter().all(|what| problems.contains(what)),
+        "{problems}"
     );
     // Killed meanwhile: what it starts from is what is stored, and the slot has the rest.
     run.kill();
