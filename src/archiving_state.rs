@@ -36,7 +36,7 @@ const MAX_DESCRIPTORS: usize = 512;
 /// Descriptors asked for at the same time.
 const DESCRIPTORS_IN_FLIGHT: usize = 32;
 /// A server whose WAL is stored this far behind is worth a word.
-const MAX_LAG_SEGMENTS: u64 = 16;
+pub(crate) const MAX_LAG_SEGMENTS: u64 = 16;
 
 /// What the server says.
 #[derive(Debug, Clone)]

@@ -38,8 +38,6 @@ pub(crate) use secret_ref::{parse_recipient, parse_secret_reference};
 
 /// Largest configuration file that is read.
 const MAX_FILE_BYTES: u64 = 1 << 20;
-/// Most repositories of one configuration: each has its own uploads under way, and memory for them.
-const MAX_REPOSITORIES: usize = 8;
 /// Bounds of the tail chunk interval: below, a store is flooded with requests; above, `sync` or segments alone say it better.
 const RPO_RANGE: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(100)..=Duration::from_secs(3600);
@@ -270,7 +268,7 @@ impl Config {
             };
             let encryption = Encryption::read(top, folder)?;
             let tables = top.tables("repository")?;
-            let repositories = read_repositories(tables, folder)?;
+            let repositories = repository::read_all(tables, folder)?;
             let archive = match archive {
                 Some(table) => Archive::read(table, repositories.len())?,
                 None => Archive::default(),
@@ -547,37 +545,6 @@ impl Archive {
         table.finish()?;
         Ok(archive)
     }
-}
-
-/// Reads every `[[repository]]`; two that have a name or a place in common would count as two copies and be one.
-fn read_repositories(tables: Vec<Table<'_>>, folder: &Path) -> Result<Vec<Repository>, Complaint> {
-    if let Some(extra) = tables.get(MAX_REPOSITORIES) {
-        return Err(extra.complain(format!("more than {MAX_REPOSITORIES} repositories")));
-    }
-    let mut repositories: Vec<Repository> = Vec::new();
-    for table in tables {
-        let place = table.complain("");
-        let read = Repository::read(table, folder)?;
-        let again = |message: String| Complaint {
-            message,
-            ..place.clone()
-        };
-        for known in &repositories {
-            if known.name == read.name {
-                let complaint = again(format!("two repositories are named `{}`", read.name));
-                return Err(complaint.hint("give each [[repository]] a `name` of its own"));
-            }
-            if known.is_same_place(&read) {
-                let complaint = again(format!(
-                    "`{}` is the same place as `{}`: what is stored twice there is stored once",
-                    read.name, known.name
-                ));
-                return Err(complaint.hint("give each [[repository]] a `url` of its own"));
-            }
-        }
-        repositories.push(read);
-    }
-    Ok(repositories)
 }
 
 impl Restore {

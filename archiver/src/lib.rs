@@ -5,6 +5,7 @@ pub mod base_backup;
 pub mod branches;
 mod commit_watch;
 pub mod error;
+mod everywhere;
 pub mod progress;
 pub mod push;
 pub mod receive;

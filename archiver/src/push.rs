@@ -3,13 +3,16 @@
 //! Owns what a file must be to get a key of its own: its kind, its size, where its pages belong, whose they are, which timelines
 //! wrote them, and that its records run to its end. Does not own sealing and storing (`repository`) or the hook's exit status.
 
+mod target;
+
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use repository::cluster::ClusterDocument;
 use repository::key::{ClusterId, ObjectKey};
-use repository::sealed::{BufferPool, Facts, OpenPolicy, SealPolicy, Sealer};
+use repository::mirror::Ack;
+use repository::sealed::{Facts, OpenPolicy, SealPolicy};
 use repository::wal::{describe, describe_segment, lineage};
 use repository::{ErrorClass, Repository, Stored};
 use wal_format::{
@@ -17,6 +20,7 @@ use wal_format::{
     SegmentSize, SegmentSummary, Step, TimelineHistory, TimelineId, WalDecoder, WalFileName,
 };
 
+use self::target::Target;
 use crate::assembler::InvalidWal;
 use crate::receive::OnInvalid;
 use crate::{Error, Result};
@@ -49,12 +53,16 @@ pub struct Pushed {
     pub stored_size: u64,
     /// What is not valid in it, and where: stored all the same, and marked.
     pub invalid: Option<InvalidWal>,
+    /// Names of repositories that do not have it yet.
+    pub missing_in: Vec<String>,
 }
 
 /// What storing a file needs to know beyond the file.
 pub struct PushConfig<'a> {
-    /// Where it goes.
-    pub repository: &'a Repository,
+    /// Where it goes: at least one.
+    pub repositories: &'a [Repository],
+    /// How many of them must have it.
+    pub ack: Ack,
     /// How it is sealed.
     pub seal: SealPolicy,
     /// The only cluster whose files are taken; `None`: any that the repository knows.
@@ -140,13 +148,14 @@ impl WalFile {
     }
 }
 
-/// Stores a file; durable when this returns. The same file again is success.
+/// Stores a file, in as many repositories as the policy asks for; durable when this returns. The same file again is success.
 ///
 /// # Errors
 /// `Corrupt`: the file is not complete, or not what its name says. `Conflict`: of another cluster than the configured one, or other
 /// contents stand at its key. `Config`: a cluster that the repository does not know. `Retry`: not stored, the server will ask again.
 pub async fn push(file: WalFile, config: &PushConfig<'_>, open: &OpenPolicy) -> Result<Pushed> {
-    let cluster = find_cluster(&file, config).await?;
+    let (cluster, mut target) = find_cluster(&file, config).await?;
+    let target = &mut target;
     let (id, size) = (cluster.id(), cluster.segment_size()?);
     let facts = |key: ObjectKey| Facts {
         key,
@@ -164,7 +173,7 @@ pub async fn push(file: WalFile, config: &PushConfig<'_>, open: &OpenPolicy) -> 
                 cluster: id,
                 timeline,
             };
-            store(config, facts(key), &file.bytes).await
+            target.store(facts(key), &file.bytes).await
         }
         WalFileName::BackupHistory { segment, offset } => {
             check_backup_history(segment, offset, size, &file.bytes)
@@ -175,10 +184,10 @@ pub async fn push(file: WalFile, config: &PushConfig<'_>, open: &OpenPolicy) -> 
                 offset,
                 tag: crc32fast::hash(&file.bytes),
             };
-            store(config, facts(key), &file.bytes).await
+            target.store(facts(key), &file.bytes).await
         }
         WalFileName::Segment(name) => {
-            let history = find_history(&file, name.timeline, &cluster, config, open).await?;
+            let history = find_history(&file, name.timeline, &cluster, target, open).await?;
             let checked = check_segment(name, id, size, &history.parsed, &file.bytes)
                 .map_err(|reason| file.refused(&reason))?;
             let invalid = invalid_in(&checked);
@@ -193,13 +202,13 @@ pub async fn push(file: WalFile, config: &PushConfig<'_>, open: &OpenPolicy) -> 
                 pg_version: version(&checked, &cluster),
                 wal: Some(describe_segment(&checked, &history.lineage)),
             };
-            store_history(&history, &cluster, config).await?;
-            let mut pushed = store(config, facts, &file.bytes).await?;
+            store_history(&history, &cluster, target).await?;
+            let mut pushed = target.store(facts, &file.bytes).await?;
             pushed.invalid = invalid;
             Ok(pushed)
         }
         WalFileName::Partial(name) => {
-            let history = find_history(&file, name.timeline, &cluster, config, open).await?;
+            let history = find_history(&file, name.timeline, &cluster, target, open).await?;
             let (summary, plain) = cut_partial(name, id, size, &history.parsed, &file.bytes)
                 .map_err(|reason| file.refused(&reason))?;
             let facts = Facts {
@@ -211,25 +220,17 @@ pub async fn push(file: WalFile, config: &PushConfig<'_>, open: &OpenPolicy) -> 
                 pg_version: version(&summary, &cluster),
                 wal: Some(describe(&summary, summary.received_to, &history.lineage)),
             };
-            store_history(&history, &cluster, config).await?;
-            store(config, facts, plain).await
+            store_history(&history, &cluster, target).await?;
+            target.store(facts, plain).await
         }
     }
 }
 
-async fn store(config: &PushConfig<'_>, facts: Facts, plain: &[u8]) -> Result<Pushed> {
-    let sealed = Sealer::new(config.seal.clone(), BufferPool::new(0)).seal(facts, plain)?;
-    let stored = config.repository.put(&sealed).await?;
-    Ok(Pushed {
-        stored,
-        stored_size: sealed.stored_size(),
-        key: sealed.key,
-        invalid: None,
-    })
-}
-
-/// The cluster as the repository knows it.
-async fn find_cluster(file: &WalFile, config: &PushConfig<'_>) -> Result<ClusterDocument> {
+/// The cluster, and the repositories that know it.
+async fn find_cluster<'a>(
+    file: &WalFile,
+    config: &'a PushConfig<'a>,
+) -> Result<(ClusterDocument, Target<'a>)> {
     let found = match (file.name, config.system_identifier) {
         // A text file does not say whose it is: the configuration is believed.
         (WalFileName::History(_) | WalFileName::BackupHistory { .. }, Some(identifier)) => {
@@ -248,11 +249,7 @@ async fn find_cluster(file: &WalFile, config: &PushConfig<'_>) -> Result<Cluster
         system_identifier: found,
         incarnation: config.incarnation,
     };
-    let known = config.repository.fetch_cluster(id).await?;
-    known.ok_or_else(|| Error::UnknownCluster {
-        cluster: id.to_string(),
-        repository: config.repository.url().to_owned(),
-    })
+    Target::find(config, id).await
 }
 
 /// A timeline's way here, and what tells it from another of its number.
@@ -268,7 +265,7 @@ async fn find_history(
     file: &WalFile,
     timeline: TimelineId,
     cluster: &ClusterDocument,
-    config: &PushConfig<'_>,
+    target: &Target<'_>,
     open: &OpenPolicy,
 ) -> Result<History> {
     if timeline == TimelineId::FIRST {
@@ -287,15 +284,15 @@ async fn find_history(
                 timeline,
             };
             let limit = usize::try_from(MAX_TEXT_BYTES).unwrap_or(usize::MAX);
-            stored = match config.repository.fetch(&key, open, limit).await {
-                Ok((_, bytes)) => bytes,
+            stored = match target.fetch(&key, open, limit).await {
+                Ok(bytes) => bytes,
                 Err(error) if error.class() == ErrorClass::NotFound => {
                     let reason = format!(
                         "the history of timeline {timeline} is neither beside it nor in the repository"
                     );
                     return Err(file.refused(&reason));
                 }
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(error),
             };
             &stored
         }
@@ -314,7 +311,7 @@ async fn find_history(
 async fn store_history(
     history: &History,
     cluster: &ClusterDocument,
-    config: &PushConfig<'_>,
+    target: &mut Target<'_>,
 ) -> Result<()> {
     let Some(bytes) = &history.to_store else {
         return Ok(());
@@ -323,21 +320,12 @@ async fn store_history(
         cluster: cluster.id(),
         timeline: history.parsed.timeline(),
     };
-    // Asking is one small request where putting would be two. Whatever it does not settle, putting does.
-    let there = config.repository.fetch_descriptor(&key).await;
-    let checksum = crc32fast::hash(bytes);
-    let same = there.is_ok_and(|there| {
-        there.plain_size == bytes.len() as u64 && there.plain_crc32 == Some(checksum)
-    });
-    if !same {
-        let facts = Facts {
-            key,
-            pg_version: cluster.pg_version,
-            wal: None,
-        };
-        store(config, facts, bytes).await?;
-    }
-    Ok(())
+    let facts = Facts {
+        key,
+        pg_version: cluster.pg_version,
+        wal: None,
+    };
+    target.store_first(facts, bytes).await
 }
 
 /// Decodes a whole segment. What comes back may be archived under the segment's name; WAL in it may still not be valid

@@ -52,7 +52,8 @@ impl Place {
 
     fn config(&self) -> PushConfig<'_> {
         PushConfig {
-            repository: &self.repository,
+            repositories: std::slice::from_ref(&self.repository),
+            ack: Ack::All,
             seal: SealPolicy {
                 recipients: None,
                 compression: Compression::Lz4,
@@ -555,7 +556,8 @@ async fn a_store_that_does_not_answer_is_not_durable() {
     };
     let repository = Repository::new("primary", Store::faulty(&place.store, plan, deadlines));
     let config = PushConfig {
-        repository: &repository,
+        repositories: std::slice::from_ref(&repository),
+        ack: Ack::All,
         ..place.config()
     };
     outage.set(true);

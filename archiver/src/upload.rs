@@ -4,20 +4,18 @@
 //! process lives; the server keeps the WAL meanwhile. Owns which repositories hold contents other than ours: nothing more is stored there. Does
 //! not own what is uploaded when (`receive.rs`, `base_backup.rs`).
 
-use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
 use repository::key::ObjectKey;
 use repository::mirror::Ack;
 use repository::sealed::{BufferPool, Facts, SealPolicy, Sealed, Sealer};
 use repository::{ErrorClass, Repository, Stored};
 
 use crate::Result;
+use crate::everywhere::{Waits, everywhere};
 
 /// First wait after a failed upload.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
@@ -159,57 +157,27 @@ impl Uploader {
             .await
     }
 
+    /// In every repository that does not hold other contents; those that are late are said, and filled up later.
     async fn everywhere<F: Future<Output = Result<Stored>>>(
         &self,
         store: impl Fn(usize) -> F,
     ) -> Result<Stored> {
         let all = self.repositories.len();
-        let store = &store;
-        self.require_enough()?;
-        let open = (0..all).filter(|number| !self.is_refused(*number));
-        let mut running: FuturesUnordered<_> = open
-            .map(|number| async move { (number, store(number).await) })
-            .collect();
-        let needed = self.ack.needed(all);
-        let (mut stored, mut outcome) = (0, Stored::Already);
-        let mut late = BTreeSet::from_iter(0..all);
-        let mut wait_until = None;
-        loop {
-            let next = match wait_until {
-                None => running.next().await,
-                Some(until) => match tokio::time::timeout_at(until, running.next()).await {
-                    Ok(next) => next,
-                    Err(_) => break,
-                },
-            };
-            match next {
-                None => break,
-                Some((number, Ok(one))) => {
-                    late.remove(&number);
-                    stored += 1;
-                    if one == Stored::New {
-                        outcome = one;
-                    }
-                }
-                // Said where it happened; whether it is the end depends on the others.
-                Some((_, Err(error))) => self.can_go_on(error)?,
-            }
-            if stored > 0 {
-                let grace = match stored >= needed {
-                    true => STRAGGLER_GRACE,
-                    false => NEEDED_GRACE,
-                };
-                wait_until = Some(tokio::time::Instant::now() + grace);
-            }
-        }
-        for number in late {
+        let members = (0..all).filter(|number| !self.is_refused(*number));
+        let waits = Waits {
+            needed: NEEDED_GRACE,
+            stragglers: STRAGGLER_GRACE,
+        };
+        let stored = everywhere(members, self.ack.needed(all), waits, store).await?;
+        for number in (0..all).filter(|number| !stored.contains_key(number)) {
             let repository = self.repositories[number].name();
             tracing::warn!(
                 repository,
                 "an object is not stored there yet, and will be copied later"
             );
         }
-        Ok(outcome)
+        let is_new = stored.values().any(|stored| *stored == Stored::New);
+        Ok(if is_new { Stored::New } else { Stored::Already })
     }
 
     /// Passes over a repository's refusal if the others can still meet the policy.

@@ -40,9 +40,10 @@ pub(crate) async fn run(args: ArchivePushArgs, globals: &Globals) -> Result<Exit
             "a restored server must not write into its source's archive: leave archive_mode off, or let it replace its source with `walden init --adopt`",
         );
     }
-    let repository = open::open_repository(&config).await?;
+    let repositories = open::repositories(&config).await?;
     let push_config = PushConfig {
-        repository: &repository,
+        repositories: &repositories,
+        ack: config.archive.ack,
         seal: open::seal_policy(&config)?,
         system_identifier: config.postgres.system_identifier.map(u64::from),
         incarnation: config.postgres.incarnation,
@@ -79,6 +80,13 @@ pub(crate) async fn run(args: ArchivePushArgs, globals: &Globals) -> Result<Exit
             at = %invalid.at,
             reason = invalid.reason,
             "WAL that is not valid: it is stored and marked, recovery stops there; take a new base backup"
+        );
+    }
+    if !pushed.missing_in.is_empty() {
+        tracing::warn!(
+            file = name,
+            repositories = pushed.missing_in.join(", "),
+            "archived as ack asks, but not in every repository: `walden run` or `walden copy` fills them up"
         );
     }
     tracing::info!(file = name, stored = ?pushed.stored, bytes = pushed.stored_size, "archived");

@@ -68,8 +68,7 @@ pub(crate) async fn run(args: BackupArgs, globals: &Globals) -> Result<ExitCode>
     let config = globals.load_config(&overrides)?;
     let server = open::connection_info(&config)?;
     let policy = open::seal_policy(&config)?;
-    let repository = open::open_existing_repository(&config).await?;
-    let cluster = open::find_cluster(&config, &repository, None).await?;
+    let (repository, cluster) = open::first_that_answers(&config).await?;
     let url = repository.url().to_owned();
     let uploader = Uploader::new(repository, policy, base_backup::UPLOAD_BUFFERS);
     let request = BackupRequest {

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use clap::Args;
+use futures_util::future::join_all;
 use jiff::Timestamp;
 use serde::Serialize;
 
@@ -10,7 +11,7 @@ use crate::archiving_state::{
     self as state, Hook, Problem, ServerState, StoredState, lag_bytes, lag_seconds,
 };
 use crate::cli::ServerArgs;
-use crate::config::{Config, Overrides};
+use crate::config::{self, Ack, Config, Overrides};
 use crate::exit_code::ExitCode;
 use crate::failure::Failure;
 use crate::left_behind::{self, LeftBehind};
@@ -33,7 +34,10 @@ pub(crate) struct StatusArgs {
 
 #[derive(Debug, Serialize)]
 struct Report {
+    /// The one whose WAL reaches furthest: `stored` and the lag are its.
     repository: String,
+    /// Every configured one.
+    repositories: Vec<Mirror>,
     cluster: Option<String>,
     /// `None`: it could not be asked, `problems` says why.
     server: Option<Server>,
@@ -44,6 +48,22 @@ struct Report {
     /// What is stored beside the server's path: the cost of failovers.
     left_behind: Vec<LeftBehind>,
     problems: Vec<Problem>,
+}
+
+#[derive(Debug, Serialize)]
+struct Mirror {
+    name: String,
+    url: String,
+    /// `level`, `behind` or `unreachable`.
+    state: MirrorState,
+    /// Where its WAL ends.
+    durable_lsn: Option<String>,
+    lag_bytes: Option<u64>,
+    lag_seconds: Option<f64>,
+    /// The newest transaction it has, where a later one is missing.
+    behind_since: Option<Timestamp>,
+    /// Why it cannot be asked.
+    error: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -109,7 +129,31 @@ pub(crate) async fn run(args: StatusArgs, globals: &Globals) -> Result<ExitCode>
     let config = globals.load_config(&overrides)?;
     let info = open::connection_info(&config)?;
     let slot = config.postgres.slot.as_str();
-    let (server, stored) = tokio::join!(state::ask_server(&info, slot), ask_repository(&config));
+    let asked = join_all(
+        config
+            .repositories
+            .iter()
+            .map(|one| ask_repository(&config, one)),
+    );
+    let (server, mut asked) = tokio::join!(state::ask_server(&info, slot), asked);
+    let timeline = server.as_ref().ok().map(|server| server.identity.timeline);
+    let mut mirrors = Vec::new();
+    for (configured, asked) in config.repositories.iter().zip(&asked) {
+        let asked = asked.as_ref().map(|(_, stored)| stored);
+        mirrors.push(Mirror::new(configured, asked, server.as_ref().ok()));
+    }
+    let reach = |asked: &Result<(u64, StoredState)>| {
+        let (_, stored) = asked.as_ref().ok()?;
+        timeline.map_or(stored.ends.last().map(|(_, end)| *end), |timeline| {
+            stored.end_for(timeline)
+        })
+    };
+    // Of those that reach as far the first one.
+    let best = (0..asked.len())
+        .rev()
+        .max_by_key(|number| (asked[*number].is_ok(), reach(&asked[*number])));
+    let best = best.unwrap_or_default();
+    let stored = asked.swap_remove(best);
     let (cluster, stored) = match stored {
         Ok((cluster, stored)) => (Some(cluster), Ok(stored)),
         Err(error) => {
@@ -128,12 +172,15 @@ pub(crate) async fn run(args: StatusArgs, globals: &Globals) -> Result<ExitCode>
         .ok()
         .map(|server| server.identity.system_identifier);
     let expected = cluster.or(configured).or(found).unwrap_or_default();
-    let problems = state::judge(
+    let mut problems = state::judge(
         server.as_ref().map_err(Clone::clone),
         stored.as_ref().map_err(Clone::clone),
         expected,
         slot,
     );
+    if mirrors.len() > 1 {
+        judge_mirrors(&mirrors, best, config.archive.ack, &mut problems);
+    }
     let (server, stored) = (server.ok(), stored.ok());
     let both = server.as_ref().zip(stored.as_ref());
     let left_behind = match &both {
@@ -147,7 +194,8 @@ pub(crate) async fn run(args: StatusArgs, globals: &Globals) -> Result<ExitCode>
         None => Vec::new(),
     };
     let report = Report {
-        repository: config.repository().url.clone(),
+        repository: config.repositories[best].url.clone(),
+        repositories: mirrors,
         cluster: cluster.map(|identifier| identifier.to_string()),
         lag_bytes: both.and_then(|(server, stored)| lag_bytes(server, stored)),
         lag_seconds: both.and_then(|(server, stored)| lag_seconds(server, stored)),
@@ -162,12 +210,123 @@ pub(crate) async fn run(args: StatusArgs, globals: &Globals) -> Result<ExitCode>
     Ok(state::exit_code(&report.problems))
 }
 
-async fn ask_repository(config: &Config) -> Result<(u64, StoredState)> {
-    let repository = open::open_repository_with(config, open::IMPATIENT).await?;
+async fn ask_repository(
+    config: &Config,
+    configured: &config::Repository,
+) -> Result<(u64, StoredState)> {
+    let repository = open::open_configured(configured, open::IMPATIENT).await?;
     open::require_repository(&repository).await?;
     let cluster = open::find_cluster(config, &repository, None).await?;
     let stored = state::ask_repository(&repository, &cluster).await?;
     Ok((cluster.system_identifier, stored))
+}
+
+impl Mirror {
+    fn new(
+        configured: &config::Repository,
+        stored: Result<&StoredState, &anyhow::Error>,
+        server: Option<&ServerState>,
+    ) -> Self {
+        let mut mirror = Self {
+            name: configured.name.clone(),
+            url: configured.url.clone(),
+            state: MirrorState::Unreachable,
+            durable_lsn: None,
+            lag_bytes: None,
+            lag_seconds: None,
+            behind_since: None,
+            error: None,
+        };
+        match stored {
+            Err(error) => mirror.error = Some(Failure::of(error).line()),
+            Ok(stored) => {
+                let timeline = server.map(|server| server.identity.timeline);
+                let end = timeline.map_or(stored.ends.last().map(|(_, end)| *end), |timeline| {
+                    stored.end_for(timeline)
+                });
+                let lag = server.and_then(|server| lag_bytes(server, stored));
+                let limit = state::MAX_LAG_SEGMENTS * u64::from(stored.size.bytes());
+                // Without anything stored, or behind a hole, nobody can say how much is missing.
+                let is_behind = match (server, lag) {
+                    (Some(_), None) => true,
+                    (_, lag) => lag.is_some_and(|lag| lag > limit),
+                };
+                mirror.state = match is_behind {
+                    true => MirrorState::Behind,
+                    false => MirrorState::Level,
+                };
+                mirror.behind_since = stored.newest_transaction.filter(|_| is_behind);
+                mirror.durable_lsn = end.map(|end| end.to_string());
+                mirror.lag_bytes = lag;
+                mirror.lag_seconds = server.and_then(|server| lag_seconds(server, stored));
+            }
+        }
+        mirror
+    }
+
+    fn to_text(&self) -> String {
+        let mut text = format!("repository  {} ({})", self.url, self.name);
+        match (&self.error, self.state) {
+            (Some(_), _) | (None, MirrorState::Unreachable) => text.push_str(": unreachable"),
+            (None, MirrorState::Level) => text.push_str(": level"),
+            (None, MirrorState::Behind) => text.push_str(": BEHIND"),
+        }
+        if let Some(end) = &self.durable_lsn {
+            text.push_str(&format!(", stored to {end}"));
+        }
+        if let Some(bytes) = self.lag_bytes.filter(|bytes| *bytes > 0) {
+            text.push_str(&format!(", {} behind", ByteSize::new(bytes)));
+        }
+        if let Some(since) = self.behind_since {
+            text.push_str(&format!(", newest transaction {since}"));
+        }
+        text
+    }
+}
+
+/// Says of every repository but the one that stands for all what is wrong with it, and whether `ack` can still be met.
+fn judge_mirrors(mirrors: &[Mirror], best: usize, ack: Ack, problems: &mut Vec<Problem>) {
+    let level = mirrors.iter().filter(|one| one.state == MirrorState::Level);
+    let is_met = ack.is_met(level.count(), mirrors.len());
+    for (number, mirror) in mirrors.iter().enumerate() {
+        let name = &mirror.name;
+        let what = match (&mirror.error, mirror.state) {
+            // Said of the one that stands for all already.
+            (_, _) if number == best => continue,
+            (Some(error), _) => format!("repository {name} cannot be asked: {error}"),
+            (None, MirrorState::Behind) => format!(
+                "repository {name} is behind{}: `walden run` fills it up, or `walden copy`",
+                match mirror.lag_bytes {
+                    Some(bytes) => format!(" by {}", ByteSize::new(bytes)),
+                    None => ", and has nothing of this server's WAL".to_owned(),
+                }
+            ),
+            _ => continue,
+        };
+        problems.push(Problem {
+            side: "repository",
+            what,
+            code: ExitCode::Warnings,
+        });
+    }
+    if !is_met {
+        problems.push(Problem {
+            side: "archiver",
+            what: "fewer repositories are level than ack asks for: the server keeps its WAL until they are, \
+                   and with rpo = \"sync\" commits wait"
+                .to_owned(),
+            code: ExitCode::Warnings,
+        });
+    }
+}
+
+/// How a repository stands to the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum MirrorState {
+    Level,
+    Behind,
+    Unreachable,
 }
 
 impl Server {
@@ -245,7 +404,10 @@ impl Report {
                 lines.push(format!("hook        archive_command {word}"));
             }
         }
-        lines.push(format!("repository  {}", self.repository));
+        match self.repositories.as_slice() {
+            several @ [_, _, ..] => lines.extend(several.iter().map(Mirror::to_text)),
+            _ => lines.push(format!("repository  {}", self.repository)),
+        }
         if let Some(stored) = &self.stored {
             for end in &stored.timelines {
                 lines.push(format!(

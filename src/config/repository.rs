@@ -7,6 +7,9 @@ use ::repository::identity::SecretReference;
 use super::reader::{Complaint, Table};
 use super::secret_ref_at;
 
+/// Most repositories of one configuration: each has its own uploads under way, and memory for them.
+const MAX_REPOSITORIES: usize = 8;
+
 /// A repository and how to reach it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Repository {
@@ -234,6 +237,40 @@ impl Repository {
         }
         Ok(self)
     }
+}
+
+/// Reads every `[[repository]]`; two that have a name or a place in common would count as two copies and be one.
+pub(super) fn read_all(
+    tables: Vec<Table<'_>>,
+    folder: &Path,
+) -> Result<Vec<Repository>, Complaint> {
+    if let Some(extra) = tables.get(MAX_REPOSITORIES) {
+        return Err(extra.complain(format!("more than {MAX_REPOSITORIES} repositories")));
+    }
+    let mut repositories: Vec<Repository> = Vec::new();
+    for table in tables {
+        let place = table.complain("");
+        let read = Repository::read(table, folder)?;
+        let again = |message: String| Complaint {
+            message,
+            ..place.clone()
+        };
+        for known in &repositories {
+            if known.name == read.name {
+                let complaint = again(format!("two repositories are named `{}`", read.name));
+                return Err(complaint.hint("give each [[repository]] a `name` of its own"));
+            }
+            if known.is_same_place(&read) {
+                let complaint = again(format!(
+                    "`{}` is the same place as `{}`: what is stored twice there is stored once",
+                    read.name, known.name
+                ));
+                return Err(complaint.hint("give each [[repository]] a `url` of its own"));
+            }
+        }
+        repositories.push(read);
+    }
+    Ok(repositories)
 }
 
 fn pair(

@@ -17,6 +17,7 @@ mod rescue;
 mod restore;
 mod rpo;
 mod run;
+mod several;
 mod site;
 mod smoke;
 mod support;

@@ -19,8 +19,8 @@ use tokio::task::JoinSet;
 use crate::upload::{Uploader, error_text};
 use crate::{Error, Result};
 
-/// How often repositories are compared although nobody asked: a backup may have left one out.
-const INTERVAL: Duration = Duration::from_secs(15 * 60);
+/// How often repositories are compared although nobody asked: a backup goes to one, and from there to the others.
+const INTERVAL: Duration = Duration::from_secs(5 * 60);
 /// First wait after a failed attempt.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 /// Longest wait between two attempts.
@@ -35,7 +35,7 @@ const MAX_AT_ONCE: usize = 2;
 struct Request {
     /// Counts up.
     number: u64,
-    /// Repositories of which at least one must have been compared with; none: any one will do.
+    /// Repositories to compare with, of which one must answer; none: all that do.
     sources: Vec<usize>,
 }
 
@@ -159,9 +159,14 @@ impl Filler {
             if matches!(asked, Ok(Err(_))) {
                 return;
             }
+            // Nobody waits for a comparison that nobody asked for: it takes the time to look everywhere.
+            let everywhere = asked.is_err();
             let mut wait = FIRST_WAIT;
             loop {
-                let request = requests.borrow_and_update().clone();
+                let mut request = requests.borrow_and_update().clone();
+                if everywhere {
+                    request.sources.clear();
+                }
                 match self.fill_wal(&request).await {
                     Ok(()) => {
                         self.say_filled();
@@ -229,13 +234,13 @@ impl Filler {
         require_known(target, &self.cluster).await?;
         let (mut compared, mut failed) = (false, None);
         for (number, source) in uploader.repositories().iter().enumerate() {
-            if number == self.target || uploader.is_refused(number) {
+            let wanted = request.sources.is_empty() || request.sources.contains(&number);
+            if number == self.target || uploader.is_refused(number) || !wanted {
                 continue;
             }
             // The peer first: what is stored while we list may be missing there, never here.
-            let counts = request.sources.is_empty() || request.sources.contains(&number);
             match self.fill_wal_from(source, target).await {
-                Ok(()) => compared |= counts,
+                Ok(()) => compared = true,
                 Err(error @ CopyError::To { .. }) => return Err(self.refused(error)),
                 Err(error) => failed = Some(error),
             }

@@ -16,7 +16,7 @@ use crate::upload::{Uploader, error_text};
 use crate::{Error, Result};
 
 /// How long the others are waited for once one repository has answered.
-const GRACE: Duration = Duration::from_secs(10);
+const GRACE: Duration = Duration::from_secs(5);
 
 /// The listings of the repositories that answered.
 pub(super) struct Survey {

@@ -141,7 +141,8 @@ impl Branched {
             allow_plain: false,
         };
         let config = PushConfig {
-            repository: &self.repository,
+            repositories: std::slice::from_ref(&self.repository),
+            ack: repository::mirror::Ack::All,
             seal: self.seal.clone(),
             system_identifier: Some(self.cluster.system_identifier),
             incarnation: 0,
