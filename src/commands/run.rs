@@ -1,9 +1,12 @@
 //! `walden run`: receives WAL continuously. Receiving itself is `archiver::receive`.
 
 use anyhow::{Context, Result};
-use archiver::receive::{self, Receiver, ReceiverConfig, segments_in_flight};
+use archiver::base_backup::{self, BackupOptions, BackupRequest};
+use archiver::receive::{self, Received, Receiver, ReceiverConfig, TakeBackup, segments_in_flight};
+use archiver::replication::ConnectionInfo;
 use archiver::upload::Uploader;
 use clap::Args;
+use repository::cluster::ClusterDocument;
 
 use super::Globals;
 use crate::cli::ServerArgs;
@@ -12,6 +15,7 @@ use crate::exit_code::ExitCode;
 use crate::failure::Advise;
 use crate::open;
 use crate::shutdown::{GRACE, Shutdown};
+use crate::slot_state;
 
 /// Receive WAL from the server and store it, until stopped
 ///
@@ -32,7 +36,7 @@ pub(crate) struct RunArgs {
     pub(crate) server: ServerArgs,
 }
 
-/// Runs until a signal, and ends with 3 if WAL came that is not valid; an error is one that only a human can settle.
+/// Runs until a signal, and ends with 3 if WAL came that is not valid, or was lost; an error is one that only a human can settle.
 pub(crate) async fn run(args: RunArgs, globals: &Globals) -> Result<ExitCode> {
     let overrides = Overrides {
         conninfo: args.server.conninfo,
@@ -54,7 +58,21 @@ pub(crate) async fn run(args: RunArgs, globals: &Globals) -> Result<ExitCode> {
         segments_in_flight = in_flight,
         "walden run starts"
     );
-    let uploader = Uploader::new(repository, open::seal_policy(&config)?, in_flight + 1);
+    let policy = open::seal_policy(&config)?;
+    let take_backup = config.backup.on_gap.then(|| {
+        let uploader = Uploader::new(
+            repository.clone(),
+            policy.clone(),
+            base_backup::UPLOAD_BUFFERS,
+        );
+        backup_on_gap(
+            connection.clone(),
+            uploader,
+            cluster.clone(),
+            config.postgres.slot.clone(),
+        )
+    });
+    let uploader = Uploader::new(repository, policy, in_flight + 1);
     let receiver = ReceiverConfig {
         connection,
         slot: config.postgres.slot.clone(),
@@ -67,19 +85,68 @@ pub(crate) async fn run(args: RunArgs, globals: &Globals) -> Result<ExitCode> {
             OnInvalid::StoreAndReport => receive::OnInvalid::StoreAndReport,
             OnInvalid::Refuse => receive::OnInvalid::Refuse,
         },
+        disk_guard: config.archive.disk_guard.map(slot_state::limits),
+        take_backup,
     };
     let stop = Shutdown::on_signals(GRACE)?.channel();
     let received = Receiver::new(receiver, uploader, stop)?.run().await;
     let clone = matches!(received, Err(archiver::Error::RestoredClone { .. }));
     let received = received.context("receive WAL");
-    let invalid = if clone {
+    let received = if clone {
         received.hint("a restored server that shall replace its source is let in as the guide says, \"Going live after a restore\"")?
     } else {
         received?
     };
-    let Some(at) = invalid else {
-        return Ok(ExitCode::Done);
-    };
-    tracing::error!(%at, "WAL that is not valid was stored: recovery ends there; take a new base backup (walden backup)");
-    Ok(ExitCode::Warnings)
+    if let Some(at) = received.first_invalid {
+        tracing::error!(%at, "WAL that is not valid was stored: recovery ends there; take a new base backup (walden backup)");
+    }
+    if received.gaps_recorded > 0 {
+        tracing::error!(
+            gaps = received.gaps_recorded,
+            "WAL was lost: see `walden gap list`"
+        );
+    }
+    Ok(match received {
+        Received {
+            first_invalid: None,
+            gaps_recorded: 0,
+        } => ExitCode::Done,
+        _ => ExitCode::Warnings,
+    })
+}
+
+/// Takes a base backup as `walden backup` does, beside receiving. It begins at once: until it is there, what is written cannot be restored.
+fn backup_on_gap(
+    server: ConnectionInfo,
+    uploader: Uploader,
+    cluster: ClusterDocument,
+    slot: String,
+) -> TakeBackup {
+    TakeBackup::new(move |mut stop| {
+        let (server, uploader) = (server.clone(), uploader.clone());
+        let (cluster, slot) = (cluster.clone(), slot.clone());
+        async move {
+            let request = BackupRequest {
+                server: &server,
+                uploader: &uploader,
+                cluster: &cluster,
+                slot: &slot,
+                options: BackupOptions {
+                    fast_checkpoint: true,
+                    ..BackupOptions::default()
+                },
+                now: jiff::Timestamp::now,
+                random: base_backup::draw_random()?,
+            };
+            let stopped = async move {
+                // Its sender lives as long as the process.
+                drop(stop.wait_for(|stop| *stop).await);
+            };
+            let taken = base_backup::take(&request, &|_| {}, stopped).await?;
+            for warning in &taken.names.warnings {
+                tracing::warn!("base backup: {warning}");
+            }
+            Ok(taken.descriptor.label)
+        }
+    })
 }

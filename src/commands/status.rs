@@ -14,12 +14,14 @@ use crate::config::{Config, Overrides};
 use crate::exit_code::ExitCode;
 use crate::failure::Failure;
 use crate::open;
+use crate::slot_state;
 use crate::units::{ByteSize, human_duration};
 use crate::windows::{Gap, Point};
 
 /// Show how far WAL is received and stored, the lag, the slot and any gaps
 ///
-/// Asks the server and the repository. A gap, or WAL that the server no longer keeps, shows in the exit code.
+/// Asks the server and the repository. A gap that nobody has acknowledged (walden gap), or WAL that the server no longer keeps, shows in the
+/// exit code.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -125,13 +127,17 @@ pub(crate) async fn run(args: StatusArgs, globals: &Globals) -> Result<ExitCode>
         .ok()
         .map(|server| server.identity.system_identifier);
     let expected = cluster.or(configured).or(found).unwrap_or_default();
-    let problems = state::judge(
+    let mut problems = state::judge(
         server.as_ref().map_err(Clone::clone),
         stored.as_ref().map_err(Clone::clone),
         expected,
         slot,
     );
     let (server, stored) = (server.ok(), stored.ok());
+    let guard = config.archive.disk_guard;
+    let disk = server.as_ref();
+    problems.extend(disk.and_then(|server| slot_state::judge_disk(server, guard)));
+    problems.extend(stored.as_ref().and_then(slot_state::judge_behind_gap));
     let both = server.as_ref().zip(stored.as_ref());
     let report = Report {
         repository: config.repository().url.clone(),
@@ -252,6 +258,9 @@ impl Report {
                     "reachable   {} to {}",
                     reachable.from, reachable.to
                 ));
+            }
+            for gap in stored.gaps.iter().filter(|gap| gap.acknowledged) {
+                lines.push(format!("gap         {gap}"));
             }
         }
         if let Some(bytes) = self.lag_bytes {

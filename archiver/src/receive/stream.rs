@@ -6,7 +6,7 @@
 //! depend on our coming back to fill one. Only the sealing goes on beside.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use repository::Stored;
@@ -22,7 +22,7 @@ use crate::assembler::{AssembledSegment, Assembler};
 use crate::progress::{Positions, Progress};
 use crate::replication::{Connection, StatusUpdate, StreamEvent};
 use crate::tail::TailSchedule;
-use crate::upload::Uploader;
+use crate::upload::{Uploader, error_text};
 use crate::{Error, Result};
 
 /// Longest time without a status update.
@@ -31,6 +31,8 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(10);
 const REPLY_INTERVAL: Duration = Duration::from_millis(10);
 /// Time to flush the tail after we were asked to stop.
 const STOP_DEADLINE: Duration = Duration::from_secs(8);
+/// Time to store what had arrived when the connection broke.
+const RESCUE_DEADLINE: Duration = Duration::from_secs(30);
 /// Plain segment buffers kept for reuse.
 const SPARE_BUFFERS: usize = 2;
 
@@ -98,6 +100,8 @@ struct Facets {
     stop: watch::Receiver<bool>,
     roll_ups: Option<RollUps>,
     max_in_flight: usize,
+    /// Whether the socket stays unread.
+    is_paused: Arc<AtomicBool>,
 }
 
 impl Streaming {
@@ -129,6 +133,7 @@ impl Streaming {
                 stop: receiver.stop.clone(),
                 roll_ups: receiver.roll_ups.clone(),
                 max_in_flight: segments_in_flight(receiver.size),
+                is_paused: Arc::clone(&receiver.is_paused),
             },
             decoder,
             assembler,
@@ -163,7 +168,11 @@ impl Streaming {
                 }
                 Wake::Timer => {}
                 Wake::Job(done) => self.finish(done?),
-                Wake::Event(event) => match event? {
+                Wake::Event(Err(error)) => {
+                    self.store_received().await;
+                    return Err(error);
+                }
+                Wake::Event(Ok(event)) => match event {
                     StreamEvent::Wal(wal) => self.receive(wal.start, &wal.data)?,
                     StreamEvent::Keepalive(keepalive) => {
                         if keepalive.reply_requested {
@@ -192,6 +201,7 @@ impl Streaming {
         let stopping = self.stop_by.is_some();
         // While the store is slow the socket stays unread: the server keeps what we cannot hold.
         let may_read = !stopping && self.segments_in_flight < self.receiver.max_in_flight;
+        self.receiver.is_paused.store(!may_read, Ordering::Relaxed);
         let stop = &mut self.receiver.stop;
         tokio::select! {
             biased;
@@ -397,6 +407,46 @@ impl Streaming {
                 "stopped with WAL that is not stored yet: the server's slot keeps it");
         }
         Ok(StreamEnd::Stopped)
+    }
+
+    /// After the connection broke: stores what has arrived. The server may not have it any more when we come back, as when it ended the connection
+    /// because it gave the slot up; and a session that begins at what is stored must not take for lost what was only in flight.
+    async fn store_received(&mut self) {
+        let mut stop = self.receiver.stop.clone();
+        let patience = async {
+            tokio::select! {
+                () = tokio::time::sleep(RESCUE_DEADLINE) => {}
+                _ = stop.wait_for(|stop| *stop) => tokio::time::sleep(STOP_DEADLINE).await,
+            }
+        };
+        let stored = tokio::select! {
+            stored = self.finish_jobs() => stored,
+            () = patience => return,
+        };
+        if let Err(error) = stored {
+            tracing::warn!(
+                error = error_text(&error),
+                "what arrived before the connection broke is not stored; it is asked for again"
+            );
+        }
+    }
+
+    async fn finish_jobs(&mut self) -> Result<()> {
+        loop {
+            self.tail.ask();
+            self.start_tail_chunk()?;
+            match (self.jobs.join_next().await, self.tail.due()) {
+                (Some(Ok(done)), _) => self.finish(done?),
+                (Some(Err(error)), _) => {
+                    return Err(Error::Protocol {
+                        during: "storing WAL".into(),
+                        reason: error.to_string(),
+                    });
+                }
+                (None, Some(due)) => tokio::time::sleep_until(due.into()).await,
+                (None, None) => return Ok(()),
+            }
+        }
     }
 
     /// Waits until all of the ended timeline is durable, its last segment as `.partial`.

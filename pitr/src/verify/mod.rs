@@ -6,6 +6,7 @@
 mod backups;
 mod decode;
 mod finding;
+mod gaps;
 mod memory;
 mod open_wal;
 mod pages;
@@ -202,6 +203,7 @@ pub async fn verify(
             .is_ok_and(|key| survey.objects.contains_key(&key))
     });
     save(&job, memory, &mut notes);
+    let found = gaps::settle(found, &survey, &mut notes);
     let (findings, findings_not_listed) = conclude(found, &survey);
     Ok(Report {
         level: job.level,
