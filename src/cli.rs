@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 
+use anyhow::{Result, anyhow};
 use clap::builder::Styles;
 use clap::builder::styling::{AnsiColor, Effects};
 use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
@@ -10,7 +11,9 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
 use repository::identity::SecretReference;
 
 use crate::commands;
-use crate::config::{RepositoryOverride, parse_secret_reference};
+use crate::config::{Config, RepositoryOverride, parse_secret_reference};
+use crate::exit_code::ExitCode;
+use crate::failure::Advise;
 
 /// PostgreSQL WAL archiving and point-in-time recovery.
 #[derive(Debug, Parser)]
@@ -63,6 +66,7 @@ pub(crate) enum Command {
     Window(commands::window::WindowArgs),
     Restore(Box<commands::restore::RestoreArgs>),
     Verify(Box<commands::verify::VerifyArgs>),
+    Copy(commands::copy::CopyArgs),
     Status(commands::status::StatusArgs),
     Gap(Box<commands::gap::GapArgs>),
     Config(commands::config::ConfigArgs),
@@ -223,6 +227,15 @@ pub(crate) struct SourceArgs {
     #[arg(help_heading = "Repository options", long, value_name = "ID", value_parser = parse_cluster_id)]
     pub(crate) cluster: Option<String>,
 
+    /// Read only this one of the configured repositories
+    #[arg(
+        help_heading = "Repository options",
+        long = "repository",
+        value_name = "NAME",
+        conflicts_with = "url"
+    )]
+    pub(crate) repository_name: Option<String>,
+
     #[command(flatten)]
     pub(crate) store: StoreArgs,
 }
@@ -232,10 +245,32 @@ impl SourceArgs {
     pub(crate) fn repository(&self) -> Option<RepositoryOverride> {
         self.url.as_deref().map(|url| self.store.repository(url))
     }
+
+    /// The configuration, with the one repository that `--repository` names instead of all of them.
+    ///
+    /// # Errors
+    /// None has that name: exit code 2.
+    pub(crate) fn choose(&self, mut config: Config) -> Result<Config> {
+        let Some(name) = &self.repository_name else {
+            return Ok(config);
+        };
+        let known: Vec<String> = config
+            .repositories
+            .iter()
+            .map(|one| one.name.clone())
+            .collect();
+        config.repositories.retain(|one| one.name == *name);
+        if config.repositories.is_empty() {
+            return Err(anyhow!("no repository is named `{name}`"))
+                .hint(format!("known are: {}", known.join(", ")))
+                .exit_code(ExitCode::Usage);
+        }
+        Ok(config)
+    }
 }
 
 /// Accepts `<system identifier>` and `<system identifier>.<incarnation>`.
-fn parse_cluster_id(text: &str) -> Result<String, String> {
+pub(crate) fn parse_cluster_id(text: &str) -> Result<String, String> {
     let (identifier, incarnation) = match text.split_once('.') {
         Some((identifier, incarnation)) => (identifier, Some(incarnation)),
         None => (text, None),
@@ -334,7 +369,7 @@ mod tests {
 
     #[test]
     fn unbuilt_commands_are_not_offered() {
-        for name in ["drill", "expire", "copy", "key"] {
+        for name in ["drill", "expire", "key"] {
             let error = parse(name).unwrap_err();
             assert_eq!(
                 error.kind(),

@@ -19,6 +19,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use ::repository::identity::{Identities, Recipients, SecretReference};
+pub(crate) use ::repository::mirror::Ack;
 use ::repository::sealed::{Compression, MAX_RECIPIENTS};
 use anyhow::{Context, Result};
 
@@ -37,6 +38,8 @@ pub(crate) use secret_ref::{parse_recipient, parse_secret_reference};
 
 /// Largest configuration file that is read.
 const MAX_FILE_BYTES: u64 = 1 << 20;
+/// Most repositories of one configuration: each has its own uploads under way, and memory for them.
+const MAX_REPOSITORIES: usize = 8;
 /// Bounds of the tail chunk interval: below, a store is flooded with requests; above, `sync` or segments alone say it better.
 const RPO_RANGE: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(100)..=Duration::from_secs(3600);
@@ -60,7 +63,7 @@ pub(crate) struct Config {
     pub(crate) restore: Restore,
     /// `[encryption]`, or `encryption = "none"`; `None` only if there is no file and no identity was given.
     pub(crate) encryption: Option<Encryption>,
-    /// `[[repository]]`: exactly one in this version.
+    /// `[[repository]]`, in the file's order: at least one, their names and places all different.
     pub(crate) repositories: Vec<Repository>,
     /// What is allowed but unwise, a sentence fragment each.
     pub(crate) warnings: Vec<String>,
@@ -108,17 +111,6 @@ pub(crate) enum Rpo {
     Sync,
     /// Tail chunks at this interval.
     Interval(Duration),
-}
-
-/// When WAL counts as durable.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Ack {
-    /// Every repository has it.
-    All,
-    /// One repository has it.
-    Any,
-    /// So many repositories have it: at least 1, at most as many as there are.
-    Quorum(usize),
 }
 
 /// What is done with WAL that fails validation.
@@ -281,16 +273,7 @@ impl Config {
             };
             let encryption = Encryption::read(top, folder)?;
             let tables = top.tables("repository")?;
-            if let Some(second) = tables.get(1) {
-                let complaint = second
-                    .complain("one repository per configuration is supported in this version");
-                return Err(complaint
-                    .hint("remove this [[repository]]; several at once come in a later version"));
-            }
-            let repositories = tables
-                .into_iter()
-                .map(|table| Repository::read(table, folder))
-                .collect::<Result<Vec<_>, _>>()?;
+            let repositories = read_repositories(tables, folder)?;
             let archive = match archive {
                 Some(table) => Archive::read(table, repositories.len())?,
                 None => Archive::default(),
@@ -347,15 +330,19 @@ impl Config {
             }
         }
         if let Some(named) = &overrides.repository {
-            let repository = match self.repositories.pop() {
-                Some(known) if known.url == named.url => known.with(named),
-                _ => Repository::from_override(named),
+            let mut known = self.repositories.drain(..);
+            let repository = match known.find(|known| known.url == named.url) {
+                Some(known) => known.with(named),
+                None => Repository::from_override(named),
             };
+            drop(known);
             self.repositories = vec![
                 repository
                     .map_err(anyhow::Error::msg)
                     .context("repository")?,
             ];
+            // A quorum of those in the file says nothing about this one.
+            self.archive.ack = Ack::All;
         }
         if self.repositories.is_empty() {
             let missing = anyhow::anyhow!("{}: no [[repository]]", self.source_name());
@@ -365,7 +352,7 @@ impl Config {
         Ok(())
     }
 
-    /// The repository; when there are several, the first.
+    /// The first repository.
     pub(crate) fn repository(&self) -> &Repository {
         self.repositories
             .first()
@@ -537,6 +524,37 @@ impl Archive {
         table.finish()?;
         Ok(archive)
     }
+}
+
+/// Reads every `[[repository]]`; two that have a name or a place in common would count as two copies and be one.
+fn read_repositories(tables: Vec<Table<'_>>, folder: &Path) -> Result<Vec<Repository>, Complaint> {
+    if let Some(extra) = tables.get(MAX_REPOSITORIES) {
+        return Err(extra.complain(format!("more than {MAX_REPOSITORIES} repositories")));
+    }
+    let mut repositories: Vec<Repository> = Vec::new();
+    for table in tables {
+        let place = table.complain("");
+        let read = Repository::read(table, folder)?;
+        let again = |message: String| Complaint {
+            message,
+            ..place.clone()
+        };
+        for known in &repositories {
+            if known.name == read.name {
+                let complaint = again(format!("two repositories are named `{}`", read.name));
+                return Err(complaint.hint("give each [[repository]] a `name` of its own"));
+            }
+            if known.is_same_place(&read) {
+                let complaint = again(format!(
+                    "`{}` is the same place as `{}`: what is stored twice there is stored once",
+                    read.name, known.name
+                ));
+                return Err(complaint.hint("give each [[repository]] a `url` of its own"));
+            }
+        }
+        repositories.push(read);
+    }
+    Ok(repositories)
 }
 
 impl Restore {

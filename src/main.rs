@@ -4,6 +4,7 @@ mod archiving_state;
 mod cli;
 mod commands;
 mod config;
+mod copy_report;
 mod exit_code;
 mod failure;
 mod hook;
@@ -20,6 +21,7 @@ mod server_check;
 mod setup;
 mod shutdown;
 mod slot_state;
+mod sources;
 mod units;
 mod usage;
 mod window_page;
@@ -83,6 +85,7 @@ async fn dispatch(command: Command, globals: &Globals) -> Result<ExitCode> {
         Command::Run(args) => commands::run::run(args, globals).await,
         Command::ArchiveGet(args) => commands::archive_get::run(args, globals).await,
         Command::Backup(args) => commands::backup::run(args, globals).await,
+        Command::Copy(args) => commands::copy::run(args, globals).await,
         Command::Verify(args) => commands::verify::run(*args, globals).await,
         Command::Restore(args) => commands::restore::run(*args, globals).await,
         #[cfg(test)]

@@ -12,16 +12,40 @@ use repository::identity::ExposeSecret;
 use repository::key::ClusterId;
 use repository::sealed::{OpenPolicy, SealPolicy};
 use repository::store::{Deadlines, StoreOptions};
-use repository::{Repository, Store};
+use repository::{Repositories, Repository, Store};
 
 use crate::config::{Config, Location};
 use crate::exit_code::ExitCode;
 use crate::failure::Advise;
 
-/// The configured repository, under the store's usual deadlines. Nothing is asked of the store yet.
+/// Every configured repository, in the file's order, under the store's usual deadlines. Nothing is asked of the stores yet.
 ///
 /// # Errors
-/// A URL, certificate file or secret reference that cannot be used: exit code 2.
+/// As [`open_configured`], for any of them.
+pub(crate) async fn repositories(config: &Config) -> Result<Vec<Repository>> {
+    repositories_with(config, Deadlines::default()).await
+}
+
+/// The same under other deadlines.
+///
+/// # Errors
+/// As [`open_configured`], for any of them.
+pub(crate) async fn repositories_with(
+    config: &Config,
+    deadlines: Deadlines,
+) -> Result<Vec<Repository>> {
+    let mut repositories = Vec::with_capacity(config.repositories.len());
+    for configured in &config.repositories {
+        let opened = open_configured(configured, deadlines).await;
+        repositories.push(opened.with_context(|| format!("repository {}", configured.name))?);
+    }
+    Ok(repositories)
+}
+
+/// The first configured repository, under the store's usual deadlines. Nothing is asked of the store yet.
+///
+/// # Errors
+/// As [`open_configured`].
 pub(crate) async fn open_repository(config: &Config) -> Result<Repository> {
     open_repository_with(config, Deadlines::default()).await
 }
@@ -34,7 +58,17 @@ pub(crate) async fn open_repository_with(
     config: &Config,
     deadlines: Deadlines,
 ) -> Result<Repository> {
-    let configured = config.repository();
+    open_configured(config.repository(), deadlines).await
+}
+
+/// One configured repository. Nothing is asked of the store yet.
+///
+/// # Errors
+/// A URL, certificate file or secret reference that cannot be used: exit code 2.
+pub(crate) async fn open_configured(
+    configured: &crate::config::Repository,
+    deadlines: Deadlines,
+) -> Result<Repository> {
     let mut options = StoreOptions {
         deadlines,
         ..StoreOptions::default()
@@ -43,6 +77,7 @@ pub(crate) async fn open_repository_with(
         options.endpoint.clone_from(&said.endpoint);
         options.region.clone_from(&said.region);
         options.ca_file.clone_from(&said.ca_file);
+        options.storage_class.clone_from(&said.storage_class);
         // Not said: the store puts the bucket where its endpoint wants it.
         options.path_style = said.path_style.then_some(true);
         if let Some(pair) = &said.credentials {
@@ -58,7 +93,7 @@ pub(crate) async fn open_repository_with(
     Ok(Repository::new(&configured.name, store))
 }
 
-/// The configured repository, after asking that there is one.
+/// The first configured repository, after asking that there is one.
 ///
 /// # Errors
 /// As [`open_repository`]; nobody ever made a repository there: exit code 10; the store does not answer.
@@ -129,9 +164,10 @@ pub(crate) fn connection_info(config: &Config) -> Result<ConnectionInfo> {
 /// The repository does not know it: exit code 5. None or several to choose from: exit code 2, with their names.
 pub(crate) async fn find_cluster(
     config: &Config,
-    repository: &Repository,
+    repositories: impl Into<Repositories>,
     named: Option<&str>,
 ) -> Result<ClusterDocument> {
+    let repository = repositories.into();
     let configured = config.postgres.system_identifier;
     let wanted: Option<ClusterId> = match named {
         Some(text) => Some(text.parse().exit_code(ExitCode::Usage)?),
@@ -142,7 +178,7 @@ pub(crate) async fn find_cluster(
         let missing = || {
             anyhow!(
                 "{}: the cluster {cluster} is not known there",
-                repository.url()
+                repository.urls()
             )
         };
         return found
@@ -154,7 +190,7 @@ pub(crate) async fn find_cluster(
     let only = match known.as_slice() {
         [only] => *only,
         [] => {
-            return Err(anyhow!("{}: no cluster is stored there", repository.url()))
+            return Err(anyhow!("{}: no cluster is stored there", repository.urls()))
                 .hint("`walden init` makes a cluster known")
                 .exit_code(ExitCode::NoRepository);
         }
@@ -162,7 +198,7 @@ pub(crate) async fn find_cluster(
             let names: Vec<String> = several.iter().map(ToString::to_string).collect();
             return Err(anyhow!(
                 "{}: {} clusters are stored there",
-                repository.url(),
+                repository.urls(),
                 several.len()
             ))
             .hint(format!("choose one with --cluster: {}", names.join(", ")))
@@ -170,7 +206,7 @@ pub(crate) async fn find_cluster(
         }
     };
     let document = repository.fetch_cluster(only).await?;
-    document.with_context(|| format!("{}: {only} has gone", repository.url()))
+    document.with_context(|| format!("{}: {only} has gone", repository.urls()))
 }
 
 /// The store's deadlines for a command that a person waits for: asking again is cheap, waiting five minutes is not.

@@ -17,11 +17,10 @@ use serde_json::json;
 
 use crate::commands::Globals;
 use crate::config::{Config, Encryption, Location};
-use crate::exit_code::ExitCode;
 use crate::failure::Advise;
-use crate::open;
 use crate::probe::SqlProbe;
 use crate::units::{ByteSize, human_duration};
+use crate::{open, sources};
 
 /// The hook's configuration, in [`OWN_FOLDER`].
 const HOOK_CONFIG: &str = "restore.toml";
@@ -49,6 +48,8 @@ pub(crate) struct RestoreRequest<'a> {
     pub(crate) start: bool,
     /// Its port, if not the source's.
     pub(crate) port: Option<u16>,
+    /// Repositories that did not answer when the plan was made.
+    pub(crate) unanswered: &'a sources::Unanswered,
     /// Where its programs are, if not where they are looked for.
     pub(crate) bin_dir: Option<&'a Path>,
 }
@@ -60,7 +61,7 @@ struct Phases {
 }
 
 /// Restores. Everything that can be refused is refused before anything is written.
-pub(crate) async fn run(request: RestoreRequest<'_>, globals: &Globals) -> Result<ExitCode> {
+pub(crate) async fn run(request: RestoreRequest<'_>, globals: &Globals) -> Result<()> {
     let major = u32::from(request.job.backup.pg_version);
     let data = request.job.data.clone();
     let server = match request.start {
@@ -109,8 +110,7 @@ pub(crate) async fn run(request: RestoreRequest<'_>, globals: &Globals) -> Resul
         Some(server) => Some(recover(&request, &server, globals).await?),
         None => None,
     };
-    print(&request, &laid, &Phases { lay_out, recovery }, globals)?;
-    Ok(ExitCode::Done)
+    print(&request, &laid, &Phases { lay_out, recovery }, globals)
 }
 
 /// Writes the settings, the hook's configuration and the plan; `pg_control` last.
@@ -252,7 +252,9 @@ fn print(
     let folder = address.and_then(|address| address.socket_directory.as_deref());
     let folder = folder.map(|folder| folder.display().to_string());
     let port = address.map(|address| address.port);
+    let account = request.job.repository.account();
     let body = json!({
+        "repositories": sources::to_json(request.unanswered, &account),
         "data_directory": data,
         "target": request.target,
         "backup": request.job.label.as_str(),
@@ -292,6 +294,7 @@ fn print(
                 pitr::time::format_utc(time)
             ));
         }
+        lines.extend(sources::lines(&account));
         lines.extend(next_steps(request, folder.as_deref(), port));
         lines.join("\n") + "\n"
     })

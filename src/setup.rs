@@ -131,6 +131,50 @@ pub(crate) async fn settle_encryption(
     Ok(keys(sealed(found.recipients()), Some(path), false))
 }
 
+/// One repository, made or found.
+#[derive(Debug, Serialize)]
+pub(crate) struct MadeRepository {
+    /// Its name in the configuration.
+    pub(crate) name: String,
+    /// Where it is.
+    pub(crate) url: String,
+    /// It was made now.
+    pub(crate) is_new: bool,
+    /// The cluster was not known there.
+    pub(crate) cluster_is_new: bool,
+}
+
+/// Makes all of them, and the cluster known in each, with one and the same document.
+///
+/// # Errors
+/// As [`make_repository`] and [`make_cluster`], for the first that fails; those before it are made.
+pub(crate) async fn make_repositories(
+    repositories: &[Repository],
+    cluster: &ClusterDocument,
+) -> Result<Vec<MadeRepository>> {
+    let mut made = Vec::with_capacity(repositories.len());
+    for repository in repositories {
+        made.push(MadeRepository {
+            name: repository.name().to_owned(),
+            url: repository.url().to_owned(),
+            is_new: make_repository(repository).await?,
+            cluster_is_new: false,
+        });
+    }
+    let mut document = cluster.clone();
+    for repository in repositories {
+        let known = repository.fetch_cluster(cluster.id()).await?;
+        if let Some(known) = known.filter(|known| known.difference(cluster).is_none()) {
+            document = known;
+            break;
+        }
+    }
+    for (repository, made) in repositories.iter().zip(&mut made) {
+        made.cluster_is_new = make_cluster(repository, &document).await?;
+    }
+    Ok(made)
+}
+
 /// Makes `walden.json` and `RESCUE.md` unless they are there; says whether the repository is new.
 ///
 /// # Errors

@@ -4,11 +4,12 @@
 //! stored descends from. Everything that is not proven is an error. Does not own exit codes (the hook's) or fetching
 //! (`segment_source.rs`).
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use repository::catalog::{Catalog, TimelineObjects};
 use repository::descriptor::WalDescriptor;
 use repository::key::{ObjectKey, all_wal_prefix, tail_prefix};
+use repository::several::{Absence, Union};
 use repository::wal::{describe, lineage};
 use wal_format::{
     DecoderConfig, Lsn, SegmentName, SegmentScanner, SegmentSize, TimelineHistory, TimelineId,
@@ -23,6 +24,9 @@ use crate::{Error, Result};
 /// Time between the listing that shows a hole and the one that confirms it: stores list what was written a moment ago, but a
 /// segment may be on its way.
 const SECOND_LOOK: Duration = Duration::from_secs(1);
+
+/// Longest time between listings while a repository does not answer.
+const LATER_LOOK: Duration = Duration::from_secs(10);
 
 /// Why a file on the planned path must be there.
 const PLANNED: &str = "the plan of this restore needs it";
@@ -61,18 +65,28 @@ pub async fn answer(
         }
     };
     if answer == Answer::Absent {
-        require_cluster(source).await?;
+        require_cluster(source, scope).await?;
     }
     Ok(answer)
 }
 
-/// Nothing is proven absent where nothing is: a file system that is not mounted, another bucket of the same name.
-async fn require_cluster(source: &SegmentSource) -> Result<()> {
-    let found = source.repository.fetch_cluster(source.cluster).await?;
-    found.map(drop).ok_or_else(|| Error::Missing {
-        object: ObjectKey::Cluster(source.cluster).to_string(),
+/// Nothing is proven absent where nothing is: a file system that is not mounted, another bucket of the same name. Within a restore one
+/// repository that is there is enough: what its plan needs is never absent.
+async fn require_cluster(source: &SegmentSource, scope: Option<&RestoreScope>) -> Result<()> {
+    let missing = |place: &str| Error::Missing {
+        object: format!("{place}{}", ObjectKey::Cluster(source.cluster)),
         reason: "without it nothing else is proven absent".into(),
-    })
+    };
+    let repositories = &source.repository;
+    if scope.is_some() || !repositories.is_several() {
+        let found = repositories.fetch_cluster(source.cluster).await?;
+        return found.map(drop).ok_or_else(|| missing(""));
+    }
+    for member in repositories.members() {
+        let found = member.fetch_cluster(source.cluster).await?;
+        found.ok_or_else(|| missing(&format!("{}/", member.url())))?;
+    }
+    Ok(())
 }
 
 async fn answer_history(
@@ -81,15 +95,22 @@ async fn answer_history(
     timeline: TimelineId,
 ) -> Result<Answer> {
     let planned = scope.and_then(|scope| scope.lineage(timeline));
-    let stored = source.fetch_history(timeline).await?;
+    let not_planned = || Error::Integrity {
+        object: WalFileName::History(timeline).to_string(),
+        reason: "it is not the history with which the restore was planned".into(),
+    };
+    // A restore that promotes asks for timelines that nobody has; with its plan carried out it may lose a repository over that.
+    let absence = match (scope, planned) {
+        (Some(_), None) => Absence::Likely,
+        _ => Absence::Proven,
+    };
+    let fits = |content: &[u8]| match planned {
+        Some(planned) if lineage(Some(content)) != planned => Err(not_planned()),
+        _ => Ok(()),
+    };
+    let stored = source.find_history(timeline, absence, fits).await?;
     // Timelines off the path are told of too: the server must not begin one whose number is taken.
     match (stored, planned) {
-        (Some((content, _)), Some(planned)) if lineage(Some(&content)) != planned => {
-            Err(Error::Integrity {
-                object: WalFileName::History(timeline).to_string(),
-                reason: "it is not the history with which the restore was planned".into(),
-            })
-        }
         (Some((content, _)), _) => Ok(Answer::Serve(content)),
         (None, Some(planned)) if !planned.is_empty() => Err(Error::Missing {
             object: WalFileName::History(timeline).to_string(),
@@ -130,80 +151,121 @@ async fn answer_segment(
     {
         return Ok(serve(bytes));
     }
-    let mut hole = None;
-    for look in 0..2 {
-        if look > 0 {
-            tokio::time::sleep(SECOND_LOOK).await;
-        }
-        let catalog = list_wal(source).await?;
-        let is_stored = catalog
-            .timelines
-            .get(&name.timeline)
-            .is_some_and(|objects| {
-                objects.segments.contains_key(&name)
-                    || objects.tails.contains_key(&name)
-                    || objects.partials.iter().any(|partial| partial.name == name)
-            });
-        let requirement = match planned {
-            Some(0) => None,
-            Some(bytes) => Some(Requirement {
-                bytes,
-                reason: PLANNED.to_owned(),
-            }),
-            None => {
-                let histories = fetch_histories(source, &catalog).await?;
-                requirement(&catalog, &histories, source.size, name)
+    let begun = Instant::now();
+    let mut pause = SECOND_LOOK;
+    let mut has_looked = false;
+    loop {
+        match look(source, scope, name, planned).await? {
+            Look::Found(bytes) => return Ok(serve(bytes)),
+            Look::Absent => return Ok(Answer::Absent),
+            Look::Hole(reason) if has_looked => {
+                return Err(Error::Missing {
+                    object: name.to_string(),
+                    reason,
+                });
             }
-        };
-        if !is_stored {
-            let Some(requirement) = requirement else {
-                return Ok(Answer::Absent);
-            };
-            hole = Some(requirement.reason);
-            continue;
-        }
-        let Some(way) = Way::find(source, scope, name.timeline).await? else {
-            // Says why its absence is an error.
-            source.fetch_lineage(name.timeline).await?;
-            continue;
-        };
-        if let Some(bytes) = fetch_sealed(source, &way, name, planned).await? {
-            return Ok(serve(bytes));
-        }
-        let objects = catalog.timelines.get(&name.timeline);
-        let incomplete = match objects {
-            Some(objects) => source.fetch_incomplete(name, objects, way.lineage()).await,
-            None => Ok(None),
-        };
-        let needed = requirement.as_ref().map_or(0, |needs| needs.bytes);
-        hole = Some(match incomplete {
-            Ok(Some(incomplete)) if incomplete.length >= needed => {
-                let may_end_torn =
-                    objects.is_some_and(|objects| objects.partials.iter().any(|p| p.name == name));
-                let needed = match planned {
-                    Some(bytes) => bytes,
-                    // The end of a timeline that was left: whatever else its server had written there is not valid.
-                    None if may_end_torn => needed,
-                    None => incomplete.length,
-                };
-                check_incomplete(source, &way, name, &incomplete, needed).await?;
-                return Ok(serve(incomplete.bytes));
+            Look::Hole(_) => {}
+            Look::Unknown(error) if begun.elapsed() >= source.repository.patience() => {
+                return Err(error.into());
             }
-            Ok(Some(incomplete)) => format!(
-                "only {} of its first {needed} bytes are stored, and {}",
-                incomplete.length,
-                requirement.map_or_else(String::new, |needs| needs.reason)
-            ),
-            Ok(None) => "it is listed and cannot be fetched".to_owned(),
-            // Chunks may have been removed between the listing and now, because something that covers them was stored.
-            Err(Error::Missing { object, reason }) => format!("{object} are missing: {reason}"),
-            Err(error) => return Err(error),
-        });
+            // What the others get meanwhile is seen by looking again.
+            Look::Unknown(_) => pause = (pause * 2).min(LATER_LOOK),
+        }
+        has_looked = true;
+        tokio::time::sleep(pause).await;
     }
-    Err(Error::Missing {
-        object: name.to_string(),
-        reason: hole.unwrap_or_default(),
-    })
+}
+
+/// What a listing says of a segment that is not sealed, or was not a moment ago.
+enum Look {
+    /// Its bytes.
+    Found(Vec<u8>),
+    /// Nothing that is stored descends from it.
+    Absent,
+    /// It must be there, or more of it, for a reason.
+    Hole(String),
+    /// A repository that may hold it does not answer.
+    Unknown(repository::Error),
+}
+
+async fn look(
+    source: &SegmentSource,
+    scope: Option<&RestoreScope>,
+    name: SegmentName,
+    planned: Option<u32>,
+) -> Result<Look> {
+    let Union {
+        catalog,
+        unanswered,
+    } = list_wal(source).await?;
+    // What only they hold is not known. What the plan of a restore does not need may be said to be absent all the same.
+    let unanswered = unanswered.into_iter().next().map(|(_, error)| error);
+    let hole = |reason: String, unanswered: Option<repository::Error>| match unanswered {
+        Some(error) => Look::Unknown(error),
+        None => Look::Hole(reason),
+    };
+    let objects = catalog.timelines.get(&name.timeline);
+    let is_stored = objects.is_some_and(|objects| {
+        objects.segments.contains_key(&name)
+            || objects.tails.contains_key(&name)
+            || objects.partials.iter().any(|partial| partial.name == name)
+    });
+    let requirement = match planned {
+        Some(0) => None,
+        Some(bytes) => Some(Requirement {
+            bytes,
+            reason: PLANNED.to_owned(),
+        }),
+        None => {
+            let histories = fetch_histories(source, &catalog).await?;
+            requirement(&catalog, &histories, source.size, name)
+        }
+    };
+    let Some(objects) = objects.filter(|_| is_stored) else {
+        return Ok(match (requirement, unanswered) {
+            (Some(requirement), unanswered) => hole(requirement.reason, unanswered),
+            (None, Some(error)) if planned.is_none() => Look::Unknown(error),
+            (None, _) => Look::Absent,
+        });
+    };
+    let Some(way) = Way::find(source, scope, name.timeline).await? else {
+        // Says why its absence is an error.
+        source.fetch_lineage(name.timeline).await?;
+        return Ok(Look::Hole("its history file was not there".to_owned()));
+    };
+    if let Some(bytes) = fetch_sealed(source, &way, name, planned).await? {
+        return Ok(Look::Found(bytes));
+    }
+    let unanswered = match (unanswered, planned) {
+        // They may hold more of it, and less would be taken for the end of WAL.
+        (Some(error), None) => return Ok(Look::Unknown(error)),
+        (unanswered, _) => unanswered,
+    };
+    let needed = requirement.as_ref().map_or(0, |needs| needs.bytes);
+    let found = source.fetch_incomplete(name, objects, way.lineage()).await;
+    let reason = match found {
+        Ok(Some(incomplete)) if incomplete.length >= needed => {
+            let may_end_torn = objects.partials.iter().any(|p| p.name == name);
+            let needed = match planned {
+                Some(bytes) => bytes,
+                // The end of a timeline that was left: whatever else its server had written there is not valid.
+                None if may_end_torn => needed,
+                None => incomplete.length,
+            };
+            check_incomplete(source, &way, name, &incomplete, needed).await?;
+            return Ok(Look::Found(incomplete.bytes));
+        }
+        Ok(Some(incomplete)) => format!(
+            "only {} of its first {needed} bytes are stored, and {}",
+            incomplete.length,
+            requirement.map_or_else(String::new, |needs| needs.reason)
+        ),
+        Ok(None) => "it is listed and cannot be fetched".to_owned(),
+        // Chunks may have been removed between the listing and now, because something that covers them was stored.
+        Err(Error::Missing { object, reason }) => format!("{object} are missing: {reason}"),
+        Err(error) => return Err(error),
+    };
+    Ok(hole(reason, unanswered))
 }
 
 /// How a timeline was reached.
@@ -255,13 +317,16 @@ async fn fetch_sealed(
     name: SegmentName,
     planned: Option<u32>,
 ) -> Result<Option<Vec<u8>>> {
-    let fetched = source.fetch_sealed_described(name, way.lineage()).await?;
-    let Some((wal, bytes)) = fetched else {
-        return Ok(None);
-    };
     let needed = planned.unwrap_or(source.size.bytes());
-    check_records(source, way, name, &wal, needed).await?;
-    Ok(Some(bytes))
+    let check = |(wal, bytes): (WalDescriptor, Vec<u8>)| async move {
+        check_records(source, way, name, &wal, needed).await?;
+        Ok((wal, bytes))
+    };
+    // That it is absent is not said before all have been listed.
+    let fetched = source
+        .find_sealed(name, way.lineage(), Absence::Likely, check)
+        .await?;
+    Ok(fetched.map(|(_, bytes)| bytes))
 }
 
 /// Decodes what partials and chunks gave together: each may be valid, and they need not be of one server.
@@ -319,19 +384,21 @@ async fn check_records(
     Ok(())
 }
 
-async fn list_wal(source: &SegmentSource) -> Result<Catalog> {
-    let mut catalog = source
+async fn list_wal(source: &SegmentSource) -> Result<Union> {
+    let cluster = source.cluster;
+    let mut listed = source
         .repository
-        .list_below(source.cluster, &all_wal_prefix(source.cluster))
+        .list_below(cluster, &all_wal_prefix(cluster))
         .await?;
     let tails = source
         .repository
-        .list_below(source.cluster, &tail_prefix(source.cluster))
+        .list_below(cluster, &tail_prefix(cluster))
         .await?;
-    for (timeline, objects) in tails.timelines {
-        catalog.timelines.entry(timeline).or_default().tails = objects.tails;
+    for (timeline, objects) in tails.catalog.timelines {
+        listed.catalog.timelines.entry(timeline).or_default().tails = objects.tails;
     }
-    Ok(catalog)
+    listed.unanswered.extend(tails.unanswered);
+    Ok(listed)
 }
 
 async fn fetch_histories(

@@ -160,6 +160,12 @@ impl Error {
     }
 }
 
+impl repository::several::Fault for Error {
+    fn class(&self) -> ErrorClass {
+        self.class()
+    }
+}
+
 fn log_excerpt(lines: &[String]) -> String {
     if lines.is_empty() {
         return String::new();

@@ -9,13 +9,14 @@ use crate::segment_source::SegmentSource;
 use crate::survey::windows_of;
 use crate::target::RecoveryGoal;
 use futures_util::StreamExt;
-use repository::Repository;
 use repository::backup::BackupDescriptor;
 use repository::catalog::Catalog;
 use repository::descriptor::WalDescriptor;
 use repository::key::{BackupLabel, ClusterId};
 use repository::sealed::OpenPolicy;
+use repository::several::Absence;
 use repository::wal::lineage;
+use repository::{Repositories, Repository};
 use std::collections::BTreeMap;
 use wal_format::{DecoderConfig, HistoryEntry, Major, TimelineHistory, TimelineId};
 
@@ -34,6 +35,8 @@ pub struct PlanMaterial {
     pub descriptors: BTreeMap<BackupLabel, BackupDescriptor>,
     /// Fetches WAL.
     pub segments: SegmentSource,
+    /// Repositories that did not answer, with what was said instead: what they alone hold is not in here.
+    pub unanswered: Vec<(String, repository::Error)>,
     decoder: DecoderConfig,
 }
 
@@ -44,11 +47,12 @@ impl PlanMaterial {
     /// `NotFound`: no such cluster, or not that timeline. `Corrupt`: a history file is missing or contradicts itself, a backup descriptor
     /// does. Others from the repository.
     pub async fn gather(
-        repository: &Repository,
+        repository: impl Into<Repositories>,
         policy: &OpenPolicy,
         cluster: ClusterId,
         timeline: Option<TimelineId>,
     ) -> Result<Self> {
+        let repository = repository.into();
         let Some(document) = repository.fetch_cluster(cluster).await? else {
             return Err(Error::Unreachable {
                 what: format!("cluster {cluster}"),
@@ -58,12 +62,13 @@ impl PlanMaterial {
         };
         let size = document.segment_size()?;
         let segments = SegmentSource {
-            repository: repository.clone(),
+            repository,
             policy: policy.clone(),
             cluster,
             size,
         };
-        let catalog = repository.list(cluster).await?;
+        let listed = segments.repository.list(cluster).await?;
+        let (catalog, unanswered) = (listed.catalog, listed.unanswered);
         let timeline = choose_timeline(&catalog, timeline)?;
         let path = fetch_path(&segments, &catalog, timeline).await?;
         let (backups, descriptors) = fetch_backups(&segments, &catalog).await?;
@@ -80,6 +85,7 @@ impl PlanMaterial {
             backups,
             descriptors,
             segments,
+            unanswered,
             decoder,
         })
     }
@@ -171,16 +177,35 @@ pub(crate) struct StoredWal<'a> {
 
 impl WalSource for StoredWal<'_> {
     async fn descriptor(&self, piece: &Piece) -> Result<WalDescriptor> {
-        let key = piece.key(self.segments.cluster);
-        let descriptor = self
-            .segments
-            .repository
-            .fetch_descriptor(&key)
-            .await
-            .map_err(|error| listed(error, &key.to_string()))?;
-        descriptor.wal.ok_or_else(|| Error::Integrity {
+        let key = &piece.key(self.segments.cluster);
+        let repositories = &self.segments.repository;
+        // With others to ask, one of another lineage is passed over; the plan refuses it where it is the only one.
+        let lineage = self.lineages.get(&piece.name.timeline);
+        let lineage = lineage.filter(|_| repositories.is_several());
+        let ask = |one: Repository| async move {
+            let described = one.fetch_descriptor(key).await;
+            let wal = described.map_err(|error| listed(error, &key.to_string()));
+            let wal = match wal {
+                Ok(descriptor) => descriptor.wal,
+                Err(Error::Missing { .. }) => return Ok(None),
+                Err(error) => return Err(error),
+            };
+            let integrity = |reason: &str| Error::Integrity {
+                object: key.to_string(),
+                reason: reason.into(),
+            };
+            let wal = wal.ok_or_else(|| integrity("its descriptor says nothing of WAL"))?;
+            if lineage.is_some_and(|lineage| *lineage != wal.lineage) {
+                return Err(integrity("it is of another timeline with the same number"));
+            }
+            Ok(Some(wal))
+        };
+        let found = repositories
+            .first_given(&key.to_string(), 0, Absence::Proven, ask)
+            .await?;
+        found.ok_or_else(|| Error::Missing {
             object: key.to_string(),
-            reason: "its descriptor says nothing of WAL".into(),
+            reason: "it was listed a moment ago".into(),
         })
     }
 

@@ -21,7 +21,7 @@ use futures_util::StreamExt;
 use repository::backup::{BackupDescriptor, PART_BYTES, PartDescriptor};
 use repository::key::{Archive, BackupLabel, BackupObject, ClusterId, ObjectKey};
 use repository::sealed::OpenPolicy;
-use repository::{Repository, durable};
+use repository::{Repositories, durable};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -42,8 +42,8 @@ pub(crate) const MAX_MANIFEST_BYTES: u64 = 2 << 30;
 /// What to lay out, and where.
 #[derive(Clone)]
 pub struct RestoreJob {
-    /// Where the backup is.
-    pub repository: Repository,
+    /// Where the backup is: what one of them cannot give is asked of the next.
+    pub repository: Repositories,
     /// How it is opened.
     pub policy: OpenPolicy,
     /// Whose it is.

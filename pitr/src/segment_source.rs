@@ -7,8 +7,9 @@ use repository::catalog::TimelineObjects;
 use repository::descriptor::{Descriptor, WalDescriptor};
 use repository::key::{ClusterId, ObjectKey};
 use repository::sealed::OpenPolicy;
+use repository::several::Absence;
 use repository::wal::{ChainLink, lineage};
-use repository::{ErrorClass, Repository};
+use repository::{ErrorClass, Repositories, Repository};
 use wal_format::{Lsn, SegmentName, SegmentSize, TimelineHistory, TimelineId};
 
 use crate::assemble::{AssembledSegment, Chunk, assemble_tail};
@@ -23,8 +24,8 @@ pub(crate) const MAX_WITHOUT_RECORDS: u32 = 1025;
 /// Fetches WAL of one cluster.
 #[derive(Clone)]
 pub struct SegmentSource {
-    /// Where it is.
-    pub repository: Repository,
+    /// Where it is: what one of them cannot give, or gives with something else in it, is asked of the next.
+    pub repository: Repositories,
     /// How it is opened.
     pub policy: OpenPolicy,
     /// Whose it is.
@@ -42,19 +43,38 @@ impl SegmentSource {
         &self,
         timeline: TimelineId,
     ) -> Result<Option<(Vec<u8>, TimelineHistory)>> {
+        self.find_history(timeline, Absence::Proven, |_| Ok(()))
+            .await
+    }
+
+    /// The same, absent as `absence` wants it proven, and only a file that passes `fits`.
+    ///
+    /// # Errors
+    /// As [`SegmentSource::fetch_history`].
+    pub(crate) async fn find_history(
+        &self,
+        timeline: TimelineId,
+        absence: Absence,
+        fits: impl Fn(&[u8]) -> Result<()> + Sync,
+    ) -> Result<Option<(Vec<u8>, TimelineHistory)>> {
         let key = ObjectKey::History {
             cluster: self.cluster,
             timeline,
         };
-        let Some((_, content)) = self.fetch(&key, MAX_HISTORY_BYTES).await? else {
-            return Ok(None);
-        };
-        let history =
-            TimelineHistory::parse(timeline, &content).map_err(|error| Error::Integrity {
-                object: key.to_string(),
-                reason: error.to_string(),
-            })?;
-        Ok(Some((content, history)))
+        let mut parsed = None;
+        let content = self
+            .fetch(&key, MAX_HISTORY_BYTES, absence, |_, content| {
+                TimelineHistory::parse(timeline, content).map_err(|error| Error::Integrity {
+                    object: key.to_string(),
+                    reason: error.to_string(),
+                })?;
+                fits(content)
+            })
+            .await?;
+        if let Some((_, content)) = &content {
+            parsed = TimelineHistory::parse(timeline, content).ok();
+        }
+        Ok(content.map(|(_, content)| content).zip(parsed))
     }
 
     /// The lineage that WAL of a timeline must have, from its history file.
@@ -90,28 +110,53 @@ impl SegmentSource {
         name: SegmentName,
         lineage: &str,
     ) -> Result<Option<(WalDescriptor, Vec<u8>)>> {
-        let key = ObjectKey::Segment {
+        let as_it_is = |found| std::future::ready(Ok(found));
+        self.find_sealed(name, lineage, Absence::Proven, as_it_is)
+            .await
+    }
+
+    /// The same, absent as `absence` wants it proven, and only a segment that passes `check`.
+    ///
+    /// # Errors
+    /// As [`SegmentSource::fetch_sealed`].
+    pub(crate) async fn find_sealed<Checked>(
+        &self,
+        name: SegmentName,
+        lineage: &str,
+        absence: Absence,
+        check: impl Fn((WalDescriptor, Vec<u8>)) -> Checked,
+    ) -> Result<Option<(WalDescriptor, Vec<u8>)>>
+    where
+        Checked: Future<Output = Result<(WalDescriptor, Vec<u8>)>>,
+    {
+        let key = &ObjectKey::Segment {
             cluster: self.cluster,
             name,
         };
-        let Some((descriptor, plain)) = self.fetch(&key, self.size.bytes() as usize).await? else {
-            return Ok(None);
-        };
         let start = self.start(name)?;
-        let end = start.saturating_add(plain.len() as u64);
-        let wal = check(&key, &descriptor, (start, end), lineage)?.clone();
-        if plain.len() != self.size.bytes() as usize {
-            let reason = format!(
-                "{} plain bytes, a segment of this cluster has {}",
-                plain.len(),
-                self.size.bytes()
-            );
-            return Err(Error::Integrity {
-                object: key.to_string(),
-                reason,
-            });
-        }
-        Ok(Some((wal, plain)))
+        let whole = self.size.bytes() as usize;
+        let ask = |one: Repository| async move {
+            let Some((descriptor, plain)) = found(one.fetch(key, &self.policy, whole).await)?
+            else {
+                return Ok(None);
+            };
+            let end = start.saturating_add(plain.len() as u64);
+            let wal = self::check(key, &descriptor, (start, end), lineage)?.clone();
+            if plain.len() != whole {
+                let reason = format!(
+                    "{} plain bytes, a segment of this cluster has {whole}",
+                    plain.len()
+                );
+                return Err(Error::Integrity {
+                    object: key.to_string(),
+                    reason,
+                });
+            }
+            Ok(Some((wal, plain)))
+        };
+        self.repository
+            .first(&key.to_string(), whole as u64, absence, ask, check)
+            .await
     }
 
     /// Checks that the records of a segment continue those of the WAL before it, as far as that is stored: PostgreSQL takes a record
@@ -140,10 +185,13 @@ impl SegmentSource {
                 cluster: self.cluster,
                 name: before,
             };
-            let descriptor = match self.repository.fetch_descriptor(&key).await {
-                // Expired, or not stored as a whole: nothing to compare with.
-                Err(error) if error.class() == ErrorClass::NotFound => return Ok(()),
-                descriptor => descriptor?,
+            let found = self
+                .repository
+                .find_descriptor(&key, Absence::Likely)
+                .await?;
+            // Expired, or not stored as a whole: nothing to compare with.
+            let Some(descriptor) = found else {
+                return Ok(());
             };
             let Some(last_record) = descriptor.wal.and_then(|wal| wal.last_record) else {
                 continue;
@@ -205,14 +253,16 @@ impl SegmentSource {
         let start = self.start(name)?;
         let mut pieces = Vec::new();
         for (from, key) in partials.chain(tails) {
+            let begin = start.saturating_add(u64::from(from));
+            let fits = |descriptor: &Descriptor, plain: &[u8]| {
+                let end = begin.saturating_add(plain.len() as u64);
+                check(&key, descriptor, (begin, end), lineage).map(drop)
+            };
+            let limit = self.size.bytes() as usize;
             // Listed a moment ago; chunks that a sealed segment covers may be removed meanwhile.
-            let Some((descriptor, plain)) = self.fetch(&key, self.size.bytes() as usize).await?
-            else {
+            let Some((_, plain)) = self.fetch(&key, limit, Absence::Proven, fits).await? else {
                 continue;
             };
-            let begin = start.saturating_add(u64::from(from));
-            let end = begin.saturating_add(plain.len() as u64);
-            check(&key, &descriptor, (begin, end), lineage)?;
             pieces.push((from, key.to_string(), plain));
         }
         if pieces.is_empty() {
@@ -236,12 +286,34 @@ impl SegmentSource {
         })
     }
 
-    async fn fetch(&self, key: &ObjectKey, limit: usize) -> Result<Option<(Descriptor, Vec<u8>)>> {
-        match self.repository.fetch(key, &self.policy, limit).await {
-            Ok(fetched) => Ok(Some(fetched)),
-            Err(error) if error.class() == ErrorClass::NotFound => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+    async fn fetch(
+        &self,
+        key: &ObjectKey,
+        limit: usize,
+        absence: Absence,
+        fits: impl Fn(&Descriptor, &[u8]) -> Result<()> + Sync,
+    ) -> Result<Option<(Descriptor, Vec<u8>)>> {
+        let fits = &fits;
+        let ask = |one: Repository| async move {
+            let fetched = found(one.fetch(key, &self.policy, limit).await)?;
+            if let Some((descriptor, plain)) = &fetched {
+                fits(descriptor, plain)?;
+            }
+            Ok(fetched)
+        };
+        let size = limit as u64;
+        self.repository
+            .first_given(&key.to_string(), size, absence, ask)
+            .await
+    }
+}
+
+/// Absence as a value.
+fn found<T>(result: repository::Result<T>) -> Result<Option<T>> {
+    match result {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.class() == ErrorClass::NotFound => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 

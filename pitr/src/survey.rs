@@ -87,7 +87,7 @@ impl Survey {
     ) -> Result<Self> {
         let catalog = repository.list(cluster.id()).await?;
         let segments = SegmentSource {
-            repository: repository.clone(),
+            repository: repository.into(),
             policy: policy.clone(),
             cluster: cluster.id(),
             size: cluster.segment_size()?,

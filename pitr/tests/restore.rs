@@ -42,7 +42,7 @@ impl Stored {
 
     fn job(&self, name: &str) -> RestoreJob {
         RestoreJob {
-            repository: self.repository.clone(),
+            repository: (&self.repository).into(),
             policy: OpenPolicy::default(),
             cluster: self.cluster,
             label: self.label.clone(),

@@ -174,6 +174,32 @@ impl Catalog {
         }
     }
 
+    /// Adds what another listing of the same cluster holds: of what both have, this one's sizes stay.
+    pub fn merge(&mut self, other: Self) {
+        for (timeline, theirs) in other.timelines {
+            let ours = self.timeline(timeline);
+            ours.history |= theirs.history;
+            for (name, size) in theirs.segments {
+                ours.segments.entry(name).or_insert(size);
+            }
+            ours.partials.extend(theirs.partials);
+            for (name, chunks) in theirs.tails {
+                ours.tails.entry(name).or_default().extend(chunks);
+            }
+        }
+        for (label, theirs) in other.backups {
+            let ours = self.backups.entry(label).or_default();
+            ours.complete |= theirs.complete;
+            ours.names |= theirs.names;
+            ours.stored_bytes = ours.stored_bytes.max(theirs.stored_bytes);
+        }
+        self.gaps.extend(other.gaps);
+        for (log, tags) in other.roll_ups {
+            self.roll_ups.entry(log).or_default().extend(tags);
+        }
+        self.unknown += other.unknown;
+    }
+
     fn timeline(&mut self, timeline: TimelineId) -> &mut TimelineObjects {
         self.timelines.entry(timeline).or_default()
     }

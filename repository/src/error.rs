@@ -193,6 +193,16 @@ pub enum Error {
         /// Which facts differ.
         what: String,
     },
+    /// None of several repositories gives an object.
+    #[error("{object}: no repository gives it: {said}")]
+    NoRepositoryGives {
+        /// Key of the object, or what was listed.
+        object: String,
+        /// What each of them said, by name.
+        said: String,
+        /// `Retry` if one of them may still have it, else the worst of theirs.
+        class: ErrorClass,
+    },
     /// A recipient, identity or secret reference that cannot be used.
     #[error("{reference}: {reason}")]
     Secret {
@@ -245,6 +255,7 @@ impl Error {
             Error::NoIdentity { .. } | Error::WrongIdentity { .. } => ErrorClass::Key,
             Error::Secret { .. } => ErrorClass::Config,
             Error::AlreadyStored { .. } => ErrorClass::Conflict,
+            Error::NoRepositoryGives { class, .. } => *class,
             Error::Io { source, .. } => class_of_io(source),
         }
     }

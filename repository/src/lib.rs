@@ -3,6 +3,7 @@
 pub mod backup;
 pub mod catalog;
 pub mod cluster;
+pub mod copy;
 pub mod descriptor;
 pub mod durable;
 pub mod error;
@@ -11,9 +12,11 @@ pub mod identity;
 pub mod index;
 pub mod key;
 pub mod manifest;
+pub mod mirror;
 pub mod names;
 pub mod repo;
 pub mod sealed;
+pub mod several;
 pub mod store;
 #[cfg(feature = "testing")]
 pub mod testing;
@@ -21,4 +24,5 @@ pub mod wal;
 
 pub use error::{Error, ErrorClass, Result};
 pub use repo::{Repository, Stored};
+pub use several::Repositories;
 pub use store::{Deadlines, PutOutcome, Store, StoreOptions};

@@ -4,6 +4,7 @@
 //! check, and listings as a catalogue. Does not own requests and retries (`store.rs`) or sealing (`sealed/`).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -16,7 +17,7 @@ use crate::descriptor::Descriptor;
 use crate::index::{self, RollUp};
 use crate::key::{BackupLabel, BackupObject, ClusterId, ObjectKey};
 use crate::sealed::{MAX_HEADER_BYTES, OpenPolicy, Sealed, read_descriptor};
-use crate::store::{Listed, PutOutcome, Store};
+use crate::store::{Deadlines, Listed, PutOutcome, Store};
 use crate::{Error, Result};
 
 /// Largest `backup.json`, in bytes: that of some ten terabytes.
@@ -54,6 +55,20 @@ impl Repository {
             name: name.into(),
             store,
         }
+    }
+
+    /// The same repository for a caller who can ask elsewhere: see [`Store::hurried`].
+    #[must_use]
+    pub(crate) fn hurried(&self, waiting: Duration, failing: Duration) -> Self {
+        Self {
+            name: Arc::clone(&self.name),
+            store: self.store.hurried(waiting, failing),
+        }
+    }
+
+    /// How long its operations may take.
+    pub(crate) fn deadlines(&self) -> Deadlines {
+        self.store.deadlines()
     }
 
     /// Its name in the configuration.
@@ -256,6 +271,11 @@ impl Repository {
     /// `Retry`, `Config` from the store: nothing is lost by it.
     pub async fn put_roll_up(&self, roll_up: &RollUp) -> Result<Stored> {
         let (key, bytes) = roll_up.encode()?;
+        self.put_roll_up_bytes(&key, bytes).await
+    }
+
+    /// As [`Repository::put_roll_up`], of bytes that [`RollUp::parse`] has read.
+    pub(crate) async fn put_roll_up_bytes(&self, key: &ObjectKey, bytes: Bytes) -> Result<Stored> {
         // The key holds the checksum: what is there is the same, or is refused when it is read.
         match self.store.put_new(&key.to_string(), vec![bytes]).await? {
             PutOutcome::Created => Ok(Stored::New),

@@ -9,13 +9,13 @@ use clap::{Args, ValueHint};
 use pitr::archive_get::{Answer, answer};
 use pitr::scope::RestoreScope;
 use pitr::segment_source::SegmentSource;
-use repository::{Deadlines, durable};
+use repository::{Deadlines, Repositories, durable};
 use wal_format::{SegmentName, WalFileName};
 
 use super::Globals;
-use crate::config::Overrides;
+use crate::config::{Config, Overrides};
 use crate::exit_code::ExitCode;
-use crate::open;
+use crate::{open, sources};
 
 /// Permission bits of what PostgreSQL reads.
 const FILE_MODE: u32 = 0o600;
@@ -26,7 +26,7 @@ const UNPROVEN_HISTORY_FILE: &str = "walden-unproven-history";
 
 /// Hook for restore_command: fetch one WAL or history file
 ///
-/// Exits 0 when the file was delivered, 1 only when the repository is proven not to hold it, and 126 for anything else:
+/// Exits 0 when the file was delivered, 1 only when every repository is proven not to hold it, and 126 for anything else:
 /// PostgreSQL reads 1 as the end of WAL and opens the database.
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -82,19 +82,31 @@ async fn serve(args: &ArchiveGetArgs, globals: &Globals) -> Result<ExitCode> {
         total: config.restore.patience,
         ..Deadlines::default()
     };
-    let repository = open::open_repository_with(&config, deadlines).await?;
+    let repositories = sources::open_all(&config, deadlines).await?;
+    let folder = args.path.parent().unwrap_or(Path::new(""));
+    sources::remember(&repositories, folder);
+    let served = serve_from(&repositories, &config, args).await;
+    sources::leave_memory(&repositories, folder);
+    served
+}
+
+async fn serve_from(
+    repositories: &Repositories,
+    config: &Config,
+    args: &ArchiveGetArgs,
+) -> Result<ExitCode> {
     let scope = args.plan.as_deref().map(read_scope).transpose()?;
     let allow_plain = scope.as_ref().is_some_and(|scope| scope.allow_plain);
-    let policy = open::open_policy(&config, allow_plain).await?;
+    let policy = open::open_policy(config, allow_plain).await?;
     let (cluster, size) = match &scope {
         Some(scope) => (scope.cluster()?, scope.size()?),
         None => {
-            let cluster = open::find_cluster(&config, &repository, None).await?;
+            let cluster = open::find_cluster(config, repositories, None).await?;
             (cluster.id(), cluster.segment_size()?)
         }
     };
     let source = SegmentSource {
-        repository,
+        repository: repositories.clone(),
         policy,
         cluster,
         size,
@@ -103,7 +115,8 @@ async fn serve(args: &ArchiveGetArgs, globals: &Globals) -> Result<ExitCode> {
         Answer::Serve(bytes) => {
             durable::replace(&args.path, FILE_MODE, &bytes)
                 .with_context(|| format!("deliver {}", args.name))?;
-            tracing::info!(file = args.name, "delivered");
+            let from = repositories.account().taken.into_keys().collect::<Vec<_>>();
+            tracing::info!(file = args.name, also_from = from.join(", "), "delivered");
             Ok(ExitCode::Done)
         }
         Answer::Absent => {

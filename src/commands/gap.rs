@@ -1,14 +1,19 @@
 //! `walden gap`: recorded holes in the WAL, and their acknowledgement. What is missing is the repository's to say (`Catalog::open_gaps`, and
 //! `pitr` for holes that nobody has recorded); here is how it looks, and who may be told to be quiet about it.
 
-use anyhow::{Result, anyhow};
+use std::collections::BTreeSet;
+
+use anyhow::{Context, Result, anyhow};
 use clap::{Args, Subcommand};
 use jiff::Timestamp;
 use pitr::survey::{Effort, Survey};
+use pitr::window::Hole;
 use repository::catalog::GapRange;
+use repository::cluster::ClusterDocument;
 use repository::gap::{GapAcknowledgement, GapDocument};
+use repository::key::ClusterId;
 use repository::sealed::OpenPolicy;
-use repository::{ErrorClass, Repository, Stored};
+use repository::{ErrorClass, Repository};
 use serde::Serialize;
 use wal_format::{Lsn, TimelineId};
 
@@ -19,6 +24,7 @@ use crate::exit_code::ExitCode;
 use crate::failure::Advise;
 use crate::open;
 use crate::report::time;
+use crate::sources;
 use crate::units::ByteSize;
 
 /// Most bytes of a reason or a name.
@@ -87,6 +93,8 @@ fn parse_words(text: &str) -> Result<String, String> {
 /// A gap as it is shown.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 struct Gap {
+    /// Name of the repository that lacks the WAL.
+    repository: String,
     id: String,
     timeline: u32,
     from: String,
@@ -129,18 +137,26 @@ struct Acknowledgement {
 
 #[derive(Debug, Serialize)]
 struct ListReport {
-    repository: String,
     cluster: String,
+    /// By repository, timeline and position.
     gaps: Vec<Gap>,
 }
 
 #[derive(Debug, Serialize)]
 struct AckReport {
-    repository: String,
     cluster: String,
     /// `acknowledged`, `already-acknowledged`, or `planned` without `--yes`.
-    outcome: &'static str,
-    gap: Gap,
+    outcome: Outcome,
+    /// One for each repository that has it.
+    gaps: Vec<Gap>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Outcome {
+    AlreadyAcknowledged,
+    Acknowledged,
+    Planned,
 }
 
 /// Lists or acknowledges.
@@ -151,66 +167,78 @@ pub(crate) async fn run(args: GapArgs, globals: &Globals) -> Result<ExitCode> {
     }
 }
 
-/// The gaps of a repository, by timeline and position.
-struct Place {
-    repository: Repository,
-    cluster: repository::key::ClusterId,
-    gaps: Vec<Gap>,
+/// The configured repositories, each with the gaps in it.
+struct Places {
+    cluster: ClusterId,
+    places: Vec<(Repository, Vec<Gap>)>,
 }
 
-impl Place {
+impl Places {
     async fn ask(source: &SourceArgs, globals: &Globals) -> Result<Self> {
         let overrides = Overrides {
             repository: source.repository(),
             ..Overrides::default()
         };
-        let config = globals.load_config(&overrides)?;
-        let repository = open::open_existing_repository(&config).await?;
-        let document = open::find_cluster(&config, &repository, source.cluster.as_deref()).await?;
-        let (cluster, size) = (document.id(), document.segment_size()?);
-        // No key: where WAL is missing, names say.
-        let policy = OpenPolicy::default();
-        let survey = Survey::gather(&repository, &document, &policy, Effort::ENDS).await?;
-        let mut gaps = Vec::new();
-        for recorded in repository.fetch_gaps(cluster).await? {
-            let missing = survey.catalog.missing_in(recorded.range, size);
-            let state = match (missing.is_empty(), &recorded.acknowledgement) {
-                (true, _) => State::Closed,
-                (false, Some(_)) => State::Acknowledged,
-                (false, None) => State::Open,
-            };
-            gaps.push(Gap {
-                state,
-                missing: missing.into_iter().map(Stretch::from).collect(),
-                why: Some(recorded.document.why),
-                recorded: recorded.document.recorded,
-                acknowledgement: recorded.acknowledgement.map(Acknowledgement::from),
-                ..Gap::found(recorded.range)
-            });
+        let config = source.choose(globals.load_config(&overrides)?)?;
+        let repositories = sources::open_existing(&config).await?;
+        let document =
+            open::find_cluster(&config, &repositories, source.cluster.as_deref()).await?;
+        let mut places = Vec::new();
+        for repository in repositories.members() {
+            let gaps = gaps_in(repository, &document).await;
+            let gaps = gaps.with_context(|| format!("read the gaps in {}", repository.url()))?;
+            places.push((repository.clone(), gaps));
         }
-        let holes = survey.windows.holes.iter().filter(|hole| !hole.recorded);
-        gaps.extend(holes.map(|hole| {
-            Gap::found(GapRange {
-                timeline: hole.timeline,
-                from: hole.from,
-                to: hole.to,
-            })
-        }));
-        gaps.sort_by_key(|gap| gap.range);
         Ok(Self {
-            repository,
-            cluster,
-            gaps,
+            cluster: document.id(),
+            places,
         })
     }
 }
 
+async fn gaps_in(repository: &Repository, document: &ClusterDocument) -> Result<Vec<Gap>> {
+    let (cluster, size) = (document.id(), document.segment_size()?);
+    // No key: where WAL is missing, names say.
+    let policy = OpenPolicy::default();
+    let survey = Survey::gather(repository, document, &policy, Effort::ENDS).await?;
+    let name = repository.name();
+    let mut gaps = Vec::new();
+    for recorded in repository.fetch_gaps(cluster).await? {
+        let missing = survey.catalog.missing_in(recorded.range, size);
+        let state = match (missing.is_empty(), &recorded.acknowledgement) {
+            (true, _) => State::Closed,
+            (false, Some(_)) => State::Acknowledged,
+            (false, None) => State::Open,
+        };
+        gaps.push(Gap {
+            state,
+            missing: missing.into_iter().map(Stretch::from).collect(),
+            why: Some(recorded.document.why),
+            recorded: recorded.document.recorded,
+            acknowledgement: recorded.acknowledgement.map(Acknowledgement::from),
+            ..Gap::found(name, recorded.range)
+        });
+    }
+    let holes = survey.windows.holes.iter().filter(|hole| !hole.recorded);
+    let range = |hole: &Hole| GapRange {
+        timeline: hole.timeline,
+        from: hole.from,
+        to: hole.to,
+    };
+    gaps.extend(holes.map(|hole| Gap::found(name, range(hole))));
+    gaps.sort_by_key(|gap| gap.range);
+    Ok(gaps)
+}
+
 async fn list(args: &GapListArgs, globals: &Globals) -> Result<ExitCode> {
-    let place = Place::ask(&args.source, globals).await?;
+    let asked = Places::ask(&args.source, globals).await?;
     let report = ListReport {
-        repository: place.repository.url().to_owned(),
-        cluster: place.cluster.to_string(),
-        gaps: place.gaps,
+        cluster: asked.cluster.to_string(),
+        gaps: asked
+            .places
+            .into_iter()
+            .flat_map(|(_, gaps)| gaps)
+            .collect(),
     };
     globals
         .output
@@ -224,72 +252,89 @@ async fn list(args: &GapListArgs, globals: &Globals) -> Result<ExitCode> {
 
 async fn acknowledge(args: &GapAckArgs, globals: &Globals) -> Result<ExitCode> {
     let by = args.by.clone().or_else(|| {
-        let user = ["USER", "LOGNAME"]
-            .into_iter()
-            .find_map(|name| std::env::var(name).ok());
-        user.filter(|user| !user.trim().is_empty())
+        let names = ["USER", "LOGNAME"].into_iter();
+        let mut users = names.filter_map(|name| std::env::var(name).ok());
+        users.find(|user| !user.trim().is_empty())
     });
     let by = by
         .ok_or_else(|| anyhow!("who acknowledges the gap is not known"))
         .hint("give --by NAME")
         .exit_code(ExitCode::Usage)?;
-    let place = Place::ask(&args.source, globals).await?;
-    let mut gap = find(&place.gaps, &args.gap)?.clone();
-    let (repository, cluster) = (&place.repository, place.cluster);
+    let asked = Places::ask(&args.source, globals).await?;
+    let all = asked.places.iter().flat_map(|(_, gaps)| gaps);
+    let meant = find(all, &args.gap)?;
     let now = Timestamp::from_microsecond(Timestamp::now().as_microsecond())?;
     let acknowledgement = GapAcknowledgement::new(&by, &args.reason, now);
-    let outcome = match (gap.state, args.yes) {
-        (State::Closed, _) => {
-            return Err(anyhow!("gap {} is closed: all of it is stored", gap.id))
-                .hint("nothing is to be done about it");
-        }
-        (State::Acknowledged, _) => "already-acknowledged",
-        (State::Open, false) => {
-            gap.acknowledgement = Some(acknowledgement.into());
-            "planned"
-        }
-        (State::Open, true) => {
-            if gap.why.is_none() {
-                let why = "found missing when it was acknowledged";
-                let document = GapDocument::new(gap.range, why, now);
-                repository.record_gap(cluster, gap.range, &document).await?;
+    let (mut outcome, mut gaps) = (Outcome::AlreadyAcknowledged, Vec::new());
+    for (repository, there) in &asked.places {
+        let there = there.iter().find(|gap| gap.range == meant);
+        let Some(gap) = there.filter(|gap| gap.state != State::Closed) else {
+            continue;
+        };
+        let mut gap = gap.clone();
+        let one = match (gap.state, args.yes) {
+            (State::Open, false) => {
+                gap.acknowledgement = Some(acknowledgement.clone().into());
+                Outcome::Planned
             }
-            let put = repository
-                .acknowledge_gap(cluster, gap.range, &acknowledgement)
-                .await;
-            gap.state = State::Acknowledged;
-            match put {
-                Ok(Stored::New | Stored::Already) => {
-                    gap.acknowledgement = Some(acknowledgement.into());
-                    "acknowledged"
-                }
-                // Somebody was faster.
-                Err(error) if error.class() == ErrorClass::Conflict => {
-                    let first = repository.fetch_acknowledgement(cluster, gap.range).await?;
-                    gap.acknowledgement = Some(first.into());
-                    "already-acknowledged"
-                }
-                Err(error) => return Err(error.into()),
+            (State::Open, true) => {
+                put(repository, asked.cluster, &mut gap, &acknowledgement).await?
             }
-        }
-    };
+            _ => Outcome::AlreadyAcknowledged,
+        };
+        outcome = outcome.max(one);
+        gaps.push(gap);
+    }
+    if gaps.is_empty() {
+        return Err(anyhow!("gap {meant} is closed: all of it is stored"))
+            .hint("nothing is to be done about it");
+    }
     let report = AckReport {
-        repository: repository.url().to_owned(),
-        cluster: cluster.to_string(),
+        cluster: asked.cluster.to_string(),
         outcome,
-        gap,
+        gaps,
     };
     globals
         .output
         .print("walden.gap-ack", &report, || report.to_text())?;
     Ok(match outcome {
-        "planned" => ExitCode::Warnings,
-        _ => ExitCode::Done,
+        Outcome::Planned => ExitCode::Warnings,
+        Outcome::Acknowledged | Outcome::AlreadyAcknowledged => ExitCode::Done,
     })
 }
 
+async fn put(
+    repository: &Repository,
+    cluster: ClusterId,
+    gap: &mut Gap,
+    acknowledgement: &GapAcknowledgement,
+) -> Result<Outcome> {
+    if gap.why.is_none() {
+        let why = "found missing when it was acknowledged";
+        let document = GapDocument::new(gap.range, why, acknowledgement.acknowledged);
+        repository.record_gap(cluster, gap.range, &document).await?;
+        gap.why = Some(why.to_owned());
+        gap.recorded = Some(acknowledgement.acknowledged);
+    }
+    let put = repository
+        .acknowledge_gap(cluster, gap.range, acknowledgement)
+        .await;
+    let (first, outcome) = match put {
+        Ok(_) => (acknowledgement.clone(), Outcome::Acknowledged),
+        // Somebody was faster.
+        Err(error) if error.class() == ErrorClass::Conflict => (
+            repository.fetch_acknowledgement(cluster, gap.range).await?,
+            Outcome::AlreadyAcknowledged,
+        ),
+        Err(error) => return Err(error.into()),
+    };
+    gap.state = State::Acknowledged;
+    gap.acknowledgement = Some(first.into());
+    Ok(outcome)
+}
+
 /// The gap that is meant: by its id, or by its LSNs where these name one.
-fn find<'a>(gaps: &'a [Gap], name: &str) -> Result<&'a Gap> {
+fn find<'a>(gaps: impl Iterator<Item = &'a Gap>, name: &str) -> Result<GapRange> {
     let lsns = name
         .split_once('-')
         .and_then(|(from, to)| Some((from.parse::<Lsn>().ok()?, to.parse::<Lsn>().ok()?)));
@@ -299,27 +344,26 @@ fn find<'a>(gaps: &'a [Gap], name: &str) -> Result<&'a Gap> {
             .hint("give an id, or FROM-TO in LSNs, as `walden gap list` shows them")
             .exit_code(ExitCode::Usage);
     }
-    let is_meant =
-        |gap: &&Gap| id == Some(gap.range) || lsns == Some((gap.range.from, gap.range.to));
-    let meant: Vec<&Gap> = gaps.iter().filter(is_meant).collect();
-    match meant.as_slice() {
-        [gap] => Ok(gap),
-        [] => Err(anyhow!("there is no gap {name}"))
+    let is_meant = |range: &GapRange| id == Some(*range) || lsns == Some((range.from, range.to));
+    // Several repositories may have the same.
+    let meant: BTreeSet<GapRange> = gaps.map(|gap| gap.range).filter(is_meant).collect();
+    let mut meant = meant.into_iter();
+    match (meant.next(), meant.next()) {
+        (Some(only), None) => Ok(only),
+        (None, _) => Err(anyhow!("there is no gap {name}"))
             .hint("`walden gap list` shows those there are")
             .exit_code(ExitCode::Target),
-        several => {
-            let ids: Vec<&str> = several.iter().map(|gap| gap.id.as_str()).collect();
-            Err(anyhow!("{} gaps are {name}", ids.len()))
-                .hint(format!("give the id of one: {}", ids.join(", ")))
-                .exit_code(ExitCode::Usage)
-        }
+        (Some(one), Some(other)) => Err(anyhow!("{name} is a gap on more than one timeline"))
+            .hint(format!("give the id of one: {one}, {other}, …"))
+            .exit_code(ExitCode::Usage),
     }
 }
 
 impl Gap {
     /// One of which nothing is known but that it is missing.
-    fn found(range: GapRange) -> Self {
+    fn found(repository: &str, range: GapRange) -> Self {
         Self {
+            repository: repository.to_owned(),
             id: range.to_string(),
             timeline: TimelineId::get(range.timeline),
             from: range.from.to_string(),
@@ -341,8 +385,9 @@ impl Gap {
             State::Closed => "closed: it is stored",
         };
         let mut text = format!(
-            "gap {}  {state}\n  WAL       {}-{} on timeline {}, {}\n",
+            "gap {}  {state}, in {}\n  WAL       {}-{} on timeline {}, {}\n",
             self.id,
+            self.repository,
             self.from,
             self.to,
             self.timeline,
@@ -384,11 +429,12 @@ impl ListReport {
 impl AckReport {
     fn to_text(&self) -> String {
         let outcome = match self.outcome {
-            "planned" => "This would be kept for good; do it with --yes.",
-            "acknowledged" => "Acknowledged. No restore crosses it, as before.",
-            _ => "It was acknowledged before; that stays.",
+            Outcome::Planned => "This would be kept for good; do it with --yes.",
+            Outcome::Acknowledged => "Acknowledged. No restore crosses it, as before.",
+            Outcome::AlreadyAcknowledged => "It was acknowledged before; that stays.",
         };
-        format!("{}{outcome}\n", self.gap.to_text())
+        let gaps: Vec<String> = self.gaps.iter().map(Gap::to_text).collect();
+        format!("{}{outcome}\n", gaps.join("\n"))
     }
 }
 
@@ -419,14 +465,14 @@ mod tests {
     #[test]
     fn a_gap_is_named_by_its_id_or_by_its_lsns_where_these_name_one() {
         let gap = |timeline, from, to| {
-            Gap::found(GapRange {
-                timeline: TimelineId::new(timeline).unwrap(),
-                from: Lsn::new(from),
-                to: Lsn::new(to),
-            })
+            let timeline = TimelineId::new(timeline).unwrap();
+            let (from, to) = (Lsn::new(from), Lsn::new(to));
+            Gap::found("one", GapRange { timeline, from, to })
         };
-        let gaps = [gap(1, 0x10, 0x20), gap(1, 0x20, 0x30), gap(2, 0x20, 0x30)];
-        let found = |name: &str| find(&gaps, name).map(|gap| gap.id.clone());
+        let mut gaps = vec![gap(1, 0x10, 0x20), gap(1, 0x20, 0x30), gap(2, 0x20, 0x30)];
+        // The same in another repository.
+        gaps.push(gap(1, 0x10, 0x20));
+        let found = |name: &str| find(gaps.iter(), name).map(|range| range.to_string());
         let code = |name: &str| Failure::of(&found(name).unwrap_err()).code;
         assert_eq!(found("0/10-0/20").unwrap(), gaps[0].id);
         for gap in &gaps {

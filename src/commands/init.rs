@@ -15,7 +15,7 @@ use crate::config::{Caller, Config, Encryption, Overrides};
 use crate::exit_code::ExitCode;
 use crate::open;
 use crate::server_check::{self, Finding, ServerFacts};
-use crate::setup::{self, ConfigState, KeyWishes, hex};
+use crate::setup::{self, ConfigState, KeyWishes, MadeRepository, hex};
 
 /// Name of the configuration file where `--config` names none.
 const DEFAULT_FILE: &str = "walden.toml";
@@ -59,10 +59,13 @@ pub(crate) struct InitArgs {
 /// What was made or found, for `--json` and for people.
 #[derive(Debug, Serialize)]
 struct Report {
+    /// The first of `repositories`.
     repository: String,
     repository_is_new: bool,
+    repositories: Vec<MadeRepository>,
     ready: bool,
     cluster: String,
+    /// New in one of them at least.
     cluster_is_new: bool,
     pg_version: u32,
     wal_segment_size: u32,
@@ -107,18 +110,18 @@ pub(crate) async fn run(args: InitArgs, globals: &Globals) -> Result<ExitCode> {
     };
     let keys = setup::settle_encryption(wishes, &file, existing.as_ref()).await?;
     config.encryption = Some(keys.encryption.clone());
-    let repository = open::open_repository(&config).await?;
-    let repository_is_new = setup::make_repository(&repository).await?;
-    let cluster_is_new = setup::make_cluster(&repository, &cluster).await?;
+    let repositories = open::repositories(&config).await?;
+    let repositories = setup::make_repositories(&repositories, &cluster).await?;
     let slot_is_new = setup::make_slot(&info, &config.postgres.slot).await?;
     let config_is = setup::write_config(&config, existing.as_ref(), &file)?;
 
     let report = Report {
-        repository: repository.url().to_owned(),
-        repository_is_new,
+        repository: config.repository().url.clone(),
+        repository_is_new: repositories.first().is_some_and(|made| made.is_new),
         ready: true,
         cluster: cluster.id().to_string(),
-        cluster_is_new,
+        cluster_is_new: repositories.iter().any(|made| made.cluster_is_new),
+        repositories,
         pg_version: u32::from(cluster.pg_version),
         wal_segment_size: cluster.wal_segment_size,
         slot: config.postgres.slot.clone(),
@@ -170,6 +173,14 @@ fn wanted_config(args: &InitArgs, file: &Path, existing: Option<&Config>) -> Res
     };
     let mut config = Config::load(None, Caller::Command, &overrides)?;
     config.file = Some(file.to_owned());
+    // A file that names this one among others means all of them.
+    let mut known = existing.map_or_else(Vec::new, |existing| existing.repositories.clone());
+    if let Some(named) = known.iter_mut().find(|known| known.url == args.url) {
+        let name = named.name.clone();
+        named.clone_from(config.repository());
+        named.name = name;
+        config.repositories = known;
+    }
     Ok(config)
 }
 
@@ -188,17 +199,23 @@ fn refuse(facts: &ServerFacts, findings: &[Finding], globals: &Globals) -> Resul
 impl Report {
     fn to_text(&self) -> String {
         let state = |is_new: bool| if is_new { "made" } else { "was there" };
-        let mut text = format!(
-            "repository  {} ({})\ncluster     {}, PostgreSQL {}, WAL segments of {} ({})\nslot        {} ({})\n",
-            self.repository,
-            state(self.repository_is_new),
+        let mut text = String::new();
+        for made in &self.repositories {
+            text.push_str(&format!(
+                "repository  {} ({})\n",
+                made.url,
+                state(made.is_new)
+            ));
+        }
+        text.push_str(&format!(
+            "cluster     {}, PostgreSQL {}, WAL segments of {} ({})\nslot        {} ({})\n",
             self.cluster,
             self.pg_version,
             crate::units::ByteSize::new(u64::from(self.wal_segment_size)),
             state(self.cluster_is_new),
             self.slot,
             state(self.slot_is_new),
-        );
+        ));
         let config = self.config.display();
         match &self.config_is {
             ConfigState::Written => text.push_str(&format!("config      {config} (written)\n")),

@@ -66,7 +66,7 @@ pub(crate) async fn run(args: ListArgs, globals: &Globals) -> Result<ExitCode> {
         repository: args.source.repository(),
         ..Overrides::default()
     };
-    let config = globals.load_config(&overrides)?;
+    let config = args.source.choose(globals.load_config(&overrides)?)?;
     let repository = open::open_existing_repository(&config).await?;
     let cluster = open::find_cluster(&config, &repository, args.source.cluster.as_deref()).await?;
     let policy = policy_if_any(&config).await;

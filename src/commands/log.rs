@@ -23,7 +23,7 @@ use crate::cli::SourceArgs;
 use crate::config::{Overrides, parse_secret_reference};
 use crate::exit_code::ExitCode;
 use crate::failure::Advise;
-use crate::open;
+use crate::{open, sources};
 
 /// Half of the time that `--around` looks at, unless `--window` says otherwise.
 const USUAL_WINDOW: Duration = Duration::from_secs(20 * 60);
@@ -193,13 +193,14 @@ async fn from_repository(
         repository: args.source.repository(),
         ..Overrides::default()
     };
-    let config = globals.load_config(&overrides)?;
-    let repository = open::open_existing_repository(&config).await?;
+    let config = args.source.choose(globals.load_config(&overrides)?)?;
+    let repository = sources::open_existing(&config).await?;
     let cluster = open::find_cluster(&config, &repository, args.source.cluster.as_deref()).await?;
     let policy = open::open_policy(&config, args.allow_plain).await?;
     let stored = PlanMaterial::gather(&repository, &policy, cluster.id(), timeline)
         .await
         .context("find stored WAL")?;
+    sources::warn_of(&stored.unanswered);
     let (pieces, holes) = stored_pieces(&stored.catalog, &stored.path);
     let behind_holes = holes
         .keys()
@@ -233,7 +234,7 @@ async fn from_repository(
     };
     let log = read_log(&material, query).await.context("read WAL")?;
     let shown = Shown {
-        repository: Some(repository.url().to_owned()),
+        repository: Some(repository.urls()),
         history: stored.path.history.clone(),
         backups: on_path()
             .map(|backup| (backup.start_lsn, backup.stop_lsn))
@@ -249,6 +250,9 @@ fn restore_arguments(args: &LogArgs) -> String {
     let mut arguments = String::new();
     if let Some(url) = &args.source.url {
         arguments.push_str(&format!(" {}", word(url)));
+    }
+    if let Some(name) = &args.source.repository_name {
+        arguments.push_str(&format!(" --repository {}", word(name)));
     }
     if let Some(identity) = &args.identity {
         arguments.push_str(&format!(" --identity {}", word(&identity.to_string())));

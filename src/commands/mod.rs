@@ -5,6 +5,7 @@ pub(crate) mod archive_get;
 pub(crate) mod archive_push;
 pub(crate) mod backup;
 pub(crate) mod config;
+pub(crate) mod copy;
 pub(crate) mod gap;
 pub(crate) mod init;
 pub(crate) mod list;

@@ -21,7 +21,7 @@ use crate::config::{Overrides, parse_secret_reference};
 use crate::exit_code::ExitCode;
 use crate::failure::Advise;
 use crate::restore_run::{self, RestoreRequest};
-use crate::{open, plan_report};
+use crate::{open, plan_report, sources};
 
 /// Bring the cluster back, in a new data directory, at a chosen moment
 ///
@@ -231,8 +231,8 @@ pub(crate) async fn run(args: RestoreArgs, globals: &Globals) -> Result<ExitCode
         repository: args.source.repository(),
         ..Overrides::default()
     };
-    let config = globals.load_config(&overrides)?;
-    let repository = open::open_existing_repository(&config).await?;
+    let config = args.source.choose(globals.load_config(&overrides)?)?;
+    let repository = sources::open_existing(&config).await?;
     let cluster = open::find_cluster(&config, &repository, args.source.cluster.as_deref()).await?;
     let policy = open::open_policy(&config, args.allow_plain).await?;
     let label = args
@@ -255,12 +255,19 @@ pub(crate) async fn run(args: RestoreArgs, globals: &Globals) -> Result<ExitCode
         .get(&plan.backup.label)
         .context("the plan's backup has a descriptor")?;
     check_not_before(&args.target, &plan)?;
+    sources::warn_of(&material.unanswered);
+    // What they alone hold may be newer than this plan.
+    let done = match material.unanswered.is_empty() {
+        true => ExitCode::Done,
+        false => ExitCode::Warnings,
+    };
     if args.dry_run {
-        let body = plan_report::to_json(&plan, backup, &target);
+        let mut body = plan_report::to_json(&plan, backup, &target);
+        body["repositories"] = sources::to_json(&material.unanswered, &repository.account());
         globals.output.print("walden.restore-plan", &body, || {
             plan_report::to_text(&plan, backup, &target)
         })?;
-        return Ok(ExitCode::Done);
+        return Ok(done);
     }
     globals
         .screen
@@ -291,8 +298,10 @@ pub(crate) async fn run(args: RestoreArgs, globals: &Globals) -> Result<ExitCode
         start: !args.no_start,
         port: args.port,
         bin_dir: args.bin_dir.as_deref(),
+        unanswered: &material.unanswered,
     };
-    restore_run::run(request, globals).await
+    restore_run::run(request, globals).await?;
+    Ok(done)
 }
 
 fn check_not_before(args: &TargetArgs, plan: &RecoveryPlan) -> Result<()> {

@@ -114,7 +114,7 @@ pub(crate) async fn run(args: VerifyArgs, globals: &Globals) -> Result<ExitCode>
         () if args.backups => Level::Backups,
         () => Level::Wal,
     };
-    let config = globals.load_config(&overrides)?;
+    let config = args.source.choose(globals.load_config(&overrides)?)?;
     let repository = open::open_existing_repository(&config).await?;
     let cluster = open::find_cluster(&config, &repository, args.source.cluster.as_deref()).await?;
     let policy = match level {

@@ -65,7 +65,7 @@ pub(crate) async fn run(args: WindowArgs, globals: &Globals) -> Result<ExitCode>
         repository: args.source.repository(),
         ..Overrides::default()
     };
-    let config = globals.load_config(&overrides)?;
+    let config = args.source.choose(globals.load_config(&overrides)?)?;
     let repository = open::open_existing_repository(&config).await?;
     let cluster = open::find_cluster(&config, &repository, args.source.cluster.as_deref()).await?;
     let policy = match args.identity {

@@ -71,7 +71,10 @@ impl Config {
             }
             out.push('\n');
         }
-        for repository in &self.repositories {
+        for (index, repository) in self.repositories.iter().enumerate() {
+            if index > 0 {
+                out.push('\n');
+            }
             repository.render(&mut out);
         }
         out
@@ -168,6 +171,7 @@ impl Archive {
             Ack::Any => quote("any"),
             Ack::Quorum(count) => format!("{{ quorum = {count} }}"),
         };
+        out.push_str("# Which repositories must have WAL before the server may forget it: \"all\", \"any\" or { quorum = N }.\n");
         line(out, "ack", &ack);
         out.push_str("# WAL that fails validation: \"store-and-report\" or \"refuse\".\n");
         line(out, "on_invalid", &quote(self.on_invalid.to_text()));
@@ -205,6 +209,9 @@ impl Repository {
             if let Some(ca_file) = &options.ca_file {
                 line(out, "ca_file", &quote(&ca_file.to_string_lossy()));
             }
+            if let Some(class) = &options.storage_class {
+                line(out, "storage_class", &quote(class));
+            }
             if let Some(credentials) = &options.credentials {
                 line(
                     out,
@@ -228,6 +235,7 @@ impl Repository {
             shown["region"] = json!(options.region);
             shown["path_style"] = json!(options.path_style);
             shown["ca_file"] = json!(options.ca_file);
+            shown["storage_class"] = json!(options.storage_class);
             shown["access_key"] = json!(credentials.map(|pair| pair.access_key.to_string()));
             shown["secret_key"] = json!(credentials.map(|pair| pair.secret_key.to_string()));
         }

@@ -47,6 +47,8 @@ pub(crate) struct S3Options {
     pub(crate) ca_file: Option<PathBuf>,
     /// Where the keys are kept.
     pub(crate) credentials: Option<Credentials>,
+    /// The class that objects are stored in; the bucket's own if absent.
+    pub(crate) storage_class: Option<String>,
 }
 
 /// Where both halves of an access key are kept.
@@ -110,6 +112,7 @@ impl Repository {
         let ca_file = table.string("ca_file")?;
         let access_key = secret_ref_at(&mut table, "access_key", folder)?;
         let secret_key = secret_ref_at(&mut table, "secret_key", folder)?;
+        let storage_class = table.string("storage_class")?;
         match &mut location {
             Location::S3 { options, .. } => {
                 if let Some(endpoint) = endpoint {
@@ -122,17 +125,22 @@ impl Repository {
                 options.ca_file = ca_file.map(|path| folder.join(path.value));
                 options.credentials =
                     pair(access_key, secret_key).map_err(|message| table.complain(message))?;
+                if let Some(class) = storage_class {
+                    check_storage_class(&class.value).map_err(|message| class.complain(message))?;
+                    options.storage_class = Some(class.value);
+                }
             }
             Location::File(_) => {
                 let line = endpoint
                     .or(region)
                     .or(ca_file)
+                    .or(storage_class)
                     .map(|setting| setting.line)
                     .or(path_style.map(|setting| setting.line))
                     .or_else(|| access_key.or(secret_key).map(|_| url.line));
                 if let Some(line) = line {
                     let message =
-                        "endpoint, region, path_style, ca_file and keys are for s3:// only"
+                        "endpoint, region, path_style, ca_file, storage_class and keys are for s3:// only"
                             .to_owned();
                     return Err(Complaint {
                         line: Some(line),
@@ -148,6 +156,32 @@ impl Repository {
             url: url.value,
             location,
         })
+    }
+
+    /// Whether both are one and the same place, however their URLs spell it.
+    pub(super) fn is_same_place(&self, other: &Self) -> bool {
+        match (&self.location, &other.location) {
+            // `components` passes over doubled and closing slashes.
+            (Location::File(left), Location::File(right)) => {
+                left.components().eq(right.components())
+            }
+            (
+                Location::S3 {
+                    bucket,
+                    prefix,
+                    options,
+                },
+                Location::S3 {
+                    bucket: other_bucket,
+                    prefix: other_prefix,
+                    options: other_options,
+                },
+            ) => {
+                (bucket, prefix, &options.endpoint)
+                    == (other_bucket, other_prefix, &other_options.endpoint)
+            }
+            _ => false,
+        }
     }
 
     /// The repository that the command line names.
@@ -213,6 +247,22 @@ fn pair(
         })),
         (None, None) => Ok(None),
         _ => Err("access_key and secret_key go together".to_owned()),
+    }
+}
+
+/// A class can be read back at once, or a restore would not begin, and "already exists" could not be answered.
+fn check_storage_class(class: &str) -> Result<(), String> {
+    if matches!(class, "GLACIER" | "DEEP_ARCHIVE") {
+        return Err(format!(
+            "objects of class {class} cannot be read without being brought back first, hours later: use GLACIER_IR"
+        ));
+    }
+    let allowed = |byte: u8| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_';
+    match !class.is_empty() && class.len() <= 64 && class.bytes().all(allowed) {
+        true => Ok(()),
+        false => Err(format!(
+            "`{class}` is not a storage class: write it as the store does, such as STANDARD_IA"
+        )),
     }
 }
 

@@ -223,13 +223,108 @@ fn password_in_conninfo_is_allowed_warned_about_and_hidden() {
 }
 
 #[test]
-fn exactly_one_repository_for_now() {
+fn several_repositories_have_names_and_places_of_their_own() {
+    let second = "[[repository]]\nname = 'far'\nurl = 's3://b/p'\nstorage_class = 'STANDARD_IA'\n";
+    let two = format!("{SMALLEST}{second}");
+    let config = parse(&two).unwrap();
+    let names: Vec<&str> = config
+        .repositories
+        .iter()
+        .map(|one| one.name.as_str())
+        .collect();
+    assert_eq!(names, ["primary", "far"]);
+    assert_eq!(config.repository().name, "primary", "the first one");
+    assert_eq!(parse(&config.to_toml()).unwrap(), config);
+    let Location::S3 { options, .. } = &config.repositories[1].location else {
+        panic!("S3")
+    };
+    assert_eq!(options.storage_class.as_deref(), Some("STANDARD_IA"));
     refused(
         &format!("{SMALLEST}[[repository]]\nurl = 's3://b'\n"),
         Some(4),
-        "one repository per configuration",
-        "later version",
+        "two repositories are named `primary`",
+        "`name` of its own",
     );
+    refused(
+        &format!("{two}[[repository]]\nname = 'again'\nurl = 's3://b/p/'\n"),
+        Some(8),
+        "`again` is the same place as `far`",
+        "`url` of its own",
+    );
+    refused(
+        &format!("{SMALLEST}[[repository]]\nname = 'x'\nurl = 'file:///srv//w/'\n"),
+        Some(4),
+        "the same place as `primary`",
+        "",
+    );
+    let elsewhere =
+        "[[repository]]\nname = 'x'\nurl = 's3://b/p'\nendpoint = 'https://elsewhere'\n";
+    assert!(
+        parse(&format!("{two}{elsewhere}")).is_ok(),
+        "another store's bucket of that name"
+    );
+    let nine: String = (0..8)
+        .map(|n| format!("[[repository]]\nname = 'r{n}'\nurl = 's3://b{n}'\n"))
+        .collect();
+    refused(&format!("{SMALLEST}{nine}"), Some(25), "more than 8", "");
+    for (class, why) in [
+        ("GLACIER", "GLACIER_IR"),
+        ("standard", "not a storage class"),
+        ("", "not a storage class"),
+    ] {
+        refused(&two.replace("STANDARD_IA", class), Some(7), why, "");
+    }
+    refused(
+        &format!("{SMALLEST}storage_class = 'STANDARD'\n"),
+        Some(4),
+        "for s3:// only",
+        "",
+    );
+    let ack = |ack: &str| format!("{two}[archive]\nack = {ack}\n");
+    assert_eq!(parse(&ack("'any'")).unwrap().archive.ack, Ack::Any);
+    assert_eq!(
+        parse(&ack("{ quorum = 2 }")).unwrap().archive.ack,
+        Ack::Quorum(2)
+    );
+    refused(
+        &ack("{ quorum = 3 }"),
+        Some(9),
+        "number of repositories, here 2",
+        "",
+    );
+}
+
+#[test]
+fn a_repository_named_on_the_command_line_is_the_only_one() {
+    let two = format!(
+        "{SMALLEST}[[repository]]\nname = 'far'\nurl = 's3://b/p'\nregion = 'r'\n[archive]\nack = {{ quorum = 2 }}\n"
+    );
+    let named = |url: &str| {
+        let mut config = parse(&two).unwrap();
+        let overrides = Overrides {
+            repository: Some(RepositoryOverride {
+                url: url.into(),
+                ..Default::default()
+            }),
+            ..Overrides::default()
+        };
+        config.lay_over(&overrides).unwrap();
+        assert_eq!(
+            (config.repositories.len(), config.archive.ack),
+            (1, Ack::All)
+        );
+        config.repositories.remove(0)
+    };
+    let far = named("s3://b/p");
+    assert_eq!(far.name, "far");
+    assert!(
+        matches!(&far.location, Location::S3 { options, .. } if options.region.as_deref() == Some("r"))
+    );
+    assert_eq!(named("s3://other").name, "primary");
+}
+
+#[test]
+fn a_repository_needs_a_url_and_a_configuration_a_repository() {
     refused(
         &SMALLEST.replace("url = 'file:///srv/w'", "name = 'x'"),
         Some(2),

@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use wal_format::{Lsn, SegmentSize};
 
-use super::slot::for_questions;
+use super::slot::{beside, for_questions};
 use super::{Receiver, ReceiverConfig, error_text};
 use crate::error::ServerErrorKind;
 use crate::replication::{Connection, ConnectionInfo, Deadlines, Mode, WalStatus};
@@ -129,9 +129,10 @@ impl Watch {
     pub(super) fn start(config: &ReceiverConfig, is_paused: Arc<AtomicBool>) -> Self {
         let alarms = Arc::new(Alarms::default());
         let eye = Eye {
-            info: config.connection.clone(),
+            info: beside(&config.connection, "guard"),
             slot: config.slot.clone(),
             connection: None,
+            may_replicate: config.disk_guard.is_some(),
         };
         let limits = config.disk_guard;
         let task = tokio::spawn(watch(eye, limits, Arc::clone(&alarms), is_paused));
@@ -241,6 +242,8 @@ struct Eye {
     info: ConnectionInfo,
     slot: String,
     connection: Option<Connection>,
+    /// Whether a connection for replication is worth its place among the server's WAL senders: it only tells how much is kept.
+    may_replicate: bool,
 }
 
 /// What is seen of the slot.
@@ -263,6 +266,7 @@ impl Eye {
                 let asked = Connection::connect_with(&questions, Mode::Sql, DEADLINES).await;
                 none.insert(match asked {
                     Ok(connection) => connection,
+                    Err(error) if !self.may_replicate => return Err(error),
                     Err(_) => {
                         let mode = Mode::PhysicalReplication;
                         Connection::connect_with(&self.info, mode, DEADLINES).await?
@@ -385,9 +389,10 @@ impl Receiver {
     async fn give_up_slot(&mut self, watch: &Watch) {
         let Some(limits) = watch.limits else { return };
         let mut eye = Eye {
-            info: self.config.connection.clone(),
+            info: beside(&self.config.connection, "guard"),
             slot: self.config.slot.clone(),
             connection: None,
+            may_replicate: true,
         };
         match eye.drop_slot(limits, self.size).await {
             Ok(Some(given_up)) => {

@@ -12,6 +12,7 @@ use repository::gap::GapDocument;
 use wal_format::SegmentNumber;
 
 use super::disk_guard::GivenUp;
+use super::slot::beside;
 use super::{Receiver, error_text, repository_end};
 use crate::error::ServerErrorKind;
 use crate::replication::{Connection, Mode, Started, StreamEvent};
@@ -140,8 +141,8 @@ impl Receiver {
 
     /// Whether the server sends WAL from there on. Asked on a connection of its own: streaming ends with it.
     async fn is_available(&self, point: ResumePoint) -> Result<bool> {
-        let mut probe =
-            Connection::connect(&self.config.connection, Mode::PhysicalReplication).await?;
+        let info = beside(&self.config.connection, "probe");
+        let mut probe = Connection::connect(&info, Mode::PhysicalReplication).await?;
         let ask = async {
             let started = probe
                 .start_replication(None, point.start, point.timeline)

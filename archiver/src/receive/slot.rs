@@ -67,6 +67,13 @@ pub(super) fn for_questions(info: &ConnectionInfo) -> ConnectionInfo {
     info
 }
 
+/// The settings for another connection than the one that streams, under a name of its own: commits may wait for the name of that one.
+pub(super) fn beside(info: &ConnectionInfo, purpose: &str) -> ConnectionInfo {
+    let mut info = info.clone();
+    info.application_name = format!("{}_{purpose}", info.application_name);
+    info
+}
+
 impl Receiver {
     /// Our slot, fit to stream with.
     pub(super) async fn usable_slot(&self, connection: &mut Connection) -> Result<UsableSlot> {

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures_util::StreamExt;
-use repository::Repository;
+use repository::Repositories;
 use repository::key::{BackupLabel, BackupObject, ClusterId, ObjectKey};
 use repository::names::{CatalogNames, MAX_CATALOG_BYTES};
 use repository::sealed::OpenPolicy;
@@ -58,8 +58,8 @@ pub struct LogMaterial<'a, S> {
 
 /// Where catalogue snapshots are.
 pub struct NamesSource<'a> {
-    /// In which repository.
-    pub repository: &'a Repository,
+    /// In which repositories.
+    pub repository: &'a Repositories,
     /// How they are opened.
     pub policy: &'a OpenPolicy,
     /// Whose.

@@ -254,7 +254,7 @@ impl TimelineWalk<'_> {
         let history = &self.path.history;
         let timeline_at = |lsn| Ok(history.timeline_at(lsn));
         let source = SegmentSource {
-            repository: self.job.reader.repository.clone(),
+            repository: self.job.reader.repository.into(),
             policy: self.job.reader.policy.clone(),
             cluster: self.job.survey.cluster,
             size: self.job.survey.size,

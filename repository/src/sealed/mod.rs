@@ -46,6 +46,20 @@ pub struct Sealed {
 }
 
 impl Sealed {
+    /// An object as it is stored, held against what it says of itself: see [`check_stored`]. Needs no key.
+    ///
+    /// # Errors
+    /// As [`check_stored`].
+    pub fn from_stored(key: ObjectKey, object: Bytes) -> Result<Self> {
+        let (descriptor, length, _) = parse_stored(&key, &object)?;
+        Ok(Self {
+            key,
+            descriptor,
+            header: object.slice(..length),
+            payload: object.slice(length..),
+        })
+    }
+
     /// Size in bytes as stored.
     #[must_use]
     pub fn stored_size(&self) -> u64 {

@@ -5,6 +5,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use object_store::{Attribute, PutMode, PutOptions};
+
 use super::retry::Deadlines;
 use crate::{Error, Result};
 
@@ -26,6 +28,8 @@ pub struct StoreOptions {
     pub secret_access_key: Option<String>,
     /// S3: session token of temporary credentials.
     pub session_token: Option<String>,
+    /// S3: the class that new objects are stored in, as the store spells it; the bucket's own if unset.
+    pub storage_class: Option<String>,
     /// PEM file with certificates to trust beside the system's. Default: `AWS_CA_BUNDLE`.
     pub ca_file: Option<PathBuf>,
     /// Allow `http://`. An endpoint that says `http://` allows it too.
@@ -34,6 +38,19 @@ pub struct StoreOptions {
     pub deadlines: Deadlines,
     /// Seed of the jitter between retries; random if unset. For tests that replay.
     pub jitter_seed: Option<u64>,
+}
+
+impl StoreOptions {
+    /// How every new object is stored: never over another one.
+    pub(crate) fn put_options(&self) -> PutOptions {
+        let class = self.storage_class.clone();
+        let attributes = class.map(|class| (Attribute::StorageClass, class));
+        PutOptions {
+            mode: PutMode::Create,
+            attributes: attributes.into_iter().collect(),
+            ..PutOptions::default()
+        }
+    }
 }
 
 impl fmt::Debug for StoreOptions {
@@ -47,6 +64,7 @@ impl fmt::Debug for StoreOptions {
             .field("access_key_id", &self.access_key_id)
             .field("secret_access_key", &secret(&self.secret_access_key))
             .field("session_token", &secret(&self.session_token))
+            .field("storage_class", &self.storage_class)
             .field("ca_file", &self.ca_file)
             .field("allow_http", &self.allow_http)
             .field("deadlines", &self.deadlines)

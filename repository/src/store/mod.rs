@@ -160,6 +160,8 @@ struct Shared {
     deadlines: Deadlines,
     backoff: Backoff,
     requests: Semaphore,
+    /// What the first attempt of an operation may take instead of its share of the deadlines.
+    first_attempt: Option<Duration>,
     /// Some request has succeeded: the settings are right, so what fails now may pass.
     reached: AtomicBool,
 }
@@ -216,6 +218,7 @@ impl Store {
                 deadlines,
                 backoff: Backoff::new(seed),
                 requests: Semaphore::new(MAX_CONCURRENT_REQUESTS),
+                first_attempt: None,
                 reached: AtomicBool::new(false),
             }),
         }
@@ -231,6 +234,27 @@ impl Store {
             deadlines,
             seed,
         )
+    }
+
+    /// The same store for a caller who can ask elsewhere: what fails at once is tried again for `failing` in all, what does not answer is
+    /// waited for as long as `waiting`, once.
+    #[must_use]
+    pub(crate) fn hurried(&self, waiting: Duration, failing: Duration) -> Self {
+        let total = self.shared.deadlines.total;
+        let deadlines = Deadlines {
+            request: waiting.min(total),
+            total: failing.min(total),
+        };
+        let mut store = self.with_deadlines(deadlines);
+        if let Some(shared) = Arc::get_mut(&mut store.shared) {
+            shared.first_attempt = Some(waiting.min(total));
+        }
+        store
+    }
+
+    /// How long an operation may take.
+    pub(crate) fn deadlines(&self) -> Deadlines {
+        self.shared.deadlines
     }
 
     #[cfg(feature = "testing")]
@@ -496,7 +520,11 @@ impl Store {
         let mut attempts = 0;
         loop {
             let left = shared.deadlines.total.saturating_sub(started.elapsed());
-            let outcome = self.attempt(request.min(left), &mut operation).await;
+            let deadline = match shared.first_attempt {
+                Some(first) if attempts == 0 => first,
+                _ => request.min(left),
+            };
+            let outcome = self.attempt(deadline, &mut operation).await;
             attempts += 1;
             let failure = match outcome {
                 Ok(value) => {

@@ -12,8 +12,8 @@ use object_store::aws::{AmazonS3, AmazonS3Builder, AmazonS3ConfigKey, S3Conditio
 use object_store::list::{PaginatedListOptions, PaginatedListStore};
 use object_store::path::Path;
 use object_store::{
-    Certificate, ClientOptions, GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutMode,
-    PutOptions, PutPayload, RetryConfig,
+    Certificate, ClientOptions, GetOptions, GetRange, ObjectStore, ObjectStoreExt, PutOptions,
+    PutPayload, RetryConfig,
 };
 use tokio::time::timeout;
 
@@ -43,6 +43,7 @@ pub(crate) struct S3Backend {
     prefix: String,
     /// Longest silence in an answer.
     patience: Duration,
+    put_options: PutOptions,
     redactor: Redactor,
 }
 
@@ -172,6 +173,7 @@ pub(crate) fn open_s3(
         client,
         prefix: prefix.to_owned(),
         patience: deadlines.request,
+        put_options: options.put_options(),
         redactor,
     })
 }
@@ -235,13 +237,9 @@ fn read_certificates(path: &FilePath) -> Result<Vec<Certificate>, (String, Optio
 impl Backend for S3Backend {
     async fn put_new(&self, path: &str, body: &[Bytes]) -> Result<PutOutcome, Failure> {
         let payload: PutPayload = body.iter().cloned().collect();
-        let options = PutOptions {
-            mode: PutMode::Create,
-            ..PutOptions::default()
-        };
         match self
             .client
-            .put_opts(&self.key(path)?, payload, options)
+            .put_opts(&self.key(path)?, payload, self.put_options.clone())
             .await
         {
             Ok(_) => Ok(PutOutcome::Created),

@@ -135,14 +135,21 @@ async fn answer_one(mut stream: TcpStream, seen: &Seen, answers: &Mutex<VecDeque
 }
 
 fn store(endpoint: &str, request: Duration, total: Duration) -> Store {
+    let deadlines = Deadlines { request, total };
     let options = StoreOptions {
+        deadlines,
+        ..options(endpoint)
+    };
+    Store::open("s3://bucket/prefix", options).unwrap()
+}
+
+fn options(endpoint: &str) -> StoreOptions {
+    StoreOptions {
         endpoint: Some(endpoint.into()),
         access_key_id: Some("id".into()),
         secret_access_key: Some(SECRET.into()),
-        deadlines: Deadlines { request, total },
         ..StoreOptions::default()
-    };
-    Store::open("s3://bucket/prefix", options).unwrap()
+    }
 }
 
 fn quick(endpoint: &str) -> Store {
@@ -291,6 +298,19 @@ async fn what_a_put_takes_each_answer_for() {
             "{requests:?}"
         );
     }
+    let stored = Answer::Http("200 OK", "ETag: \"1\"\r\n", String::new());
+    let (endpoint, seen) = serve(vec![stored]).await;
+    let options = StoreOptions {
+        storage_class: Some("STANDARD_IA".into()),
+        ..options(&endpoint)
+    };
+    let store = Store::open("s3://bucket/prefix", options).unwrap();
+    store.put_new("x", "body").await.unwrap();
+    let request = seen.requests.lock().unwrap()[0].to_ascii_lowercase();
+    assert!(
+        request.contains("x-amz-storage-class: standard_ia"),
+        "{request}"
+    );
     let (endpoint, _) = serve(vec![error("501 Not Implemented", "NotImplemented")]).await;
     let refused = quick(&endpoint).put_new("x", "body").await.unwrap_err();
     assert!(

@@ -1,0 +1,704 @@
+//! Several repositories read as one: what the first cannot give is asked of the next, and absence is proven by all of them or not at all.
+//!
+//! Owns the order in which repositories are asked, how long a bad one may hold the others up and how long it is then passed over, the
+//! union of listings, and the account of what came from where. Only reads. Does not own requests and their retries (`store/`), or what
+//! an object must be (the caller's check).
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use futures_util::future::join_all;
+use serde::de::DeserializeOwned;
+use tokio::time::Instant;
+
+use crate::backup::BackupDescriptor;
+use crate::catalog::Catalog;
+use crate::cluster::{ClusterDocument, RepositoryDocument};
+use crate::descriptor::Descriptor;
+use crate::index::RollUp;
+use crate::key::{BackupLabel, ClusterId, ObjectKey};
+use crate::sealed::OpenPolicy;
+use crate::{Error, ErrorClass, Repository, Result};
+
+/// How long a repository is waited for before the next one is asked, without an object's bytes.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Slowest transfer that is waited for when another repository can be asked, in bytes per second.
+const PATIENT_RATE: u64 = 2 << 20;
+/// How long what fails at once is tried again before the next one is asked.
+const FAILING: Duration = Duration::from_secs(2);
+/// The same for a page of a listing: more is missed without a listing than without an object.
+const LISTING: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
+/// How long a repository that gave no answer is asked last; doubles with each time in a row.
+const AVOIDED_FOR: Duration = Duration::from_secs(60);
+/// Longest such time.
+const MAX_AVOIDED_FOR: Duration = Duration::from_secs(600);
+/// Longest wait before all repositories are asked again.
+const MAX_PAUSE: Duration = Duration::from_secs(10);
+/// Objects from elsewhere that an account names; the others are counted.
+const MAX_NAMED: usize = 50;
+
+/// An error of a crate that reads through [`Repositories`].
+pub trait Fault: std::error::Error + From<Error> {
+    /// What can be done about it.
+    fn class(&self) -> ErrorClass;
+}
+
+impl Fault for Error {
+    fn class(&self) -> ErrorClass {
+        self.class()
+    }
+}
+
+/// What it takes to say that an object does not exist.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Absence {
+    /// Every repository says so. One that does not answer is asked again until its deadline.
+    Proven,
+    /// One says so and the others give no answer: for what nobody needs to exist.
+    Likely,
+}
+
+/// Repositories in the order in which they are asked. Cheap to clone; clones share what they learn.
+#[derive(Clone)]
+pub struct Repositories {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    members: Vec<Repository>,
+    avoided: Mutex<BTreeMap<usize, Avoided>>,
+    account: Mutex<Account>,
+}
+
+/// A repository that is asked last for a while.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Avoided {
+    until: SystemTime,
+    in_a_row: u32,
+}
+
+/// What did not come from the first repository, and why.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Account {
+    /// Objects by the repository that gave them; the first one's are not counted.
+    pub taken: BTreeMap<String, u64>,
+    /// What a repository could not give, at most 50 of them.
+    pub named: Vec<FallOver>,
+}
+
+/// An object that a repository could not give, and another one gave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FallOver {
+    /// The one that could not.
+    pub repository: String,
+    /// What was asked for.
+    pub object: String,
+    /// Why it could not.
+    pub problem: String,
+    /// The one that gave it.
+    pub taken_from: String,
+}
+
+/// What several repositories list together.
+#[derive(Debug)]
+pub struct Union {
+    /// Everything that at least one of them lists.
+    pub catalog: Catalog,
+    /// Those that did not answer: what they alone hold is not known.
+    pub unanswered: Vec<(String, Error)>,
+}
+
+impl From<Repository> for Repositories {
+    fn from(only: Repository) -> Self {
+        Self::new(vec![only])
+    }
+}
+
+impl From<&Repository> for Repositories {
+    fn from(only: &Repository) -> Self {
+        only.clone().into()
+    }
+}
+
+impl From<&Repositories> for Repositories {
+    fn from(repositories: &Repositories) -> Self {
+        repositories.clone()
+    }
+}
+
+impl Repositories {
+    /// Reads from these, in this order; of an empty list nothing can be read.
+    #[must_use]
+    pub fn new(members: Vec<Repository>) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                members,
+                avoided: Mutex::default(),
+                account: Mutex::default(),
+            }),
+        }
+    }
+
+    /// Whether there is another one to ask.
+    #[must_use]
+    pub fn is_several(&self) -> bool {
+        self.members().len() > 1
+    }
+
+    /// The repositories, in the order of the configuration.
+    #[must_use]
+    pub fn members(&self) -> &[Repository] {
+        &self.shared.members
+    }
+
+    /// Where they are, for messages.
+    #[must_use]
+    pub fn urls(&self) -> String {
+        let urls: Vec<&str> = self.members().iter().map(Repository::url).collect();
+        urls.join(", ")
+    }
+
+    /// What came from others than the first so far.
+    #[must_use]
+    pub fn account(&self) -> Account {
+        self.account_mut(|account| account.clone())
+    }
+
+    /// Which repositories are asked last at the moment, for [`Repositories::remember`] in another process: one line each.
+    #[must_use]
+    pub fn memory(&self) -> String {
+        let mut text = String::new();
+        for (index, avoided) in self.avoided_mut(|all| all.clone()) {
+            let until = avoided.until.duration_since(UNIX_EPOCH).unwrap_or_default();
+            if let Some(member) = self.members().get(index) {
+                // Writing to a string cannot fail.
+                writeln!(
+                    text,
+                    "{} {} {}",
+                    member.name(),
+                    until.as_secs(),
+                    avoided.in_a_row
+                )
+                .expect("a string takes any text");
+            }
+        }
+        text
+    }
+
+    /// Takes over what [`Repositories::memory`] said. What cannot be read is passed over: it only costs time.
+    pub fn remember(&self, memory: &str) {
+        let latest = SystemTime::now() + MAX_AVOIDED_FOR;
+        for line in memory.lines() {
+            let mut words = line.split(' ');
+            let (name, until, in_a_row) = (words.next(), words.next(), words.next());
+            let index = self
+                .members()
+                .iter()
+                .position(|member| Some(member.name()) == name);
+            let until = until.and_then(|text| text.parse().ok());
+            let until =
+                until.and_then(|seconds| UNIX_EPOCH.checked_add(Duration::from_secs(seconds)));
+            let in_a_row = in_a_row.and_then(|text| text.parse().ok());
+            if let (Some(index), Some(until), Some(in_a_row)) = (index, until, in_a_row) {
+                let avoided = Avoided {
+                    // A clock that was wrong must not shut a repository out for long.
+                    until: until.min(latest),
+                    in_a_row,
+                };
+                self.avoided_mut(|all| all.insert(index, avoided));
+            }
+        }
+    }
+
+    /// Asks one repository after the other until one gives what passes `check`. `None`: absent, as `absence` wants it proven.
+    ///
+    /// `ask` says `None` for an object that its repository is proven not to have, and is given a repository whose deadlines fit: with
+    /// others to ask, an object of `size` bytes is waited for some seconds. Where nobody can give it and one has not answered, all are asked
+    /// again until the store's own deadline is over.
+    ///
+    /// # Errors
+    /// Of a single repository its own. Of several one that names each: class `Retry` if one of them may still have it, else the worst of theirs.
+    pub async fn first<T, E, Ask, Asked, Check, Checked>(
+        &self,
+        object: &str,
+        size: u64,
+        absence: Absence,
+        ask: Ask,
+        check: Check,
+    ) -> Result<Option<T>, E>
+    where
+        E: Fault,
+        Ask: Fn(Repository) -> Asked,
+        Asked: Future<Output = Result<Option<T>, E>>,
+        Check: Fn(T) -> Checked,
+        Checked: Future<Output = Result<T, E>>,
+    {
+        if let [only] = self.members() {
+            return match ask(only.clone()).await? {
+                Some(found) => check(found).await.map(Some),
+                None => Ok(None),
+            };
+        }
+        let begun = Instant::now();
+        let total = self.patience();
+        let mut patience =
+            PATIENCE + Duration::from_millis(size.saturating_mul(1000) / PATIENT_RATE);
+        let mut pause = Duration::from_secs(1);
+        loop {
+            let mut failures: Vec<(usize, E)> = Vec::new();
+            let mut absent = Vec::new();
+            for index in self.order() {
+                let Some(member) = self.members().get(index) else {
+                    continue;
+                };
+                if absence == Absence::Likely && !absent.is_empty() && self.is_avoided(index) {
+                    continue;
+                }
+                let found = match ask(member.hurried(patience, FAILING)).await {
+                    Ok(found) => {
+                        self.answered(index);
+                        found
+                    }
+                    Err(error) => {
+                        match is_answer(error.class()) {
+                            true => self.answered(index),
+                            false => self.avoid(index, &error),
+                        }
+                        failures.push((index, error));
+                        continue;
+                    }
+                };
+                let Some(found) = found else {
+                    absent.push(index);
+                    continue;
+                };
+                match check(found).await {
+                    Ok(found) => {
+                        self.note(object, index, &failures, &absent);
+                        return Ok(Some(found));
+                    }
+                    Err(error) => failures.push((index, error)),
+                }
+            }
+            let proves =
+                |class: ErrorClass| !matches!(class, ErrorClass::Retry | ErrorClass::Config);
+            let is_absent = match absence {
+                Absence::Proven => failures.is_empty(),
+                Absence::Likely => {
+                    !absent.is_empty() && !failures.iter().any(|(_, error)| proves(error.class()))
+                }
+            };
+            if is_absent {
+                return Ok(None);
+            }
+            let may_pass = failures
+                .iter()
+                .any(|(_, error)| error.class() == ErrorClass::Retry);
+            let left = total.saturating_sub(begun.elapsed());
+            if !may_pass || left <= pause {
+                return Err(self.nobody(object, failures, &absent));
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(MAX_PAUSE);
+            patience = (patience * 2).min(left);
+        }
+    }
+
+    /// As [`Repositories::first`], for what is checked by asking for it.
+    ///
+    /// # Errors
+    /// As [`Repositories::first`].
+    pub async fn first_given<T, E, Ask, Asked>(
+        &self,
+        object: &str,
+        size: u64,
+        absence: Absence,
+        ask: Ask,
+    ) -> Result<Option<T>, E>
+    where
+        E: Fault,
+        Ask: Fn(Repository) -> Asked,
+        Asked: Future<Output = Result<Option<T>, E>>,
+    {
+        let as_it_is = |found| std::future::ready(Ok(found));
+        self.first(object, size, absence, ask, as_it_is).await
+    }
+
+    /// Fetches and opens an object, as [`Repository::fetch`].
+    ///
+    /// # Errors
+    /// As [`Repository::fetch`] and [`Repositories::first`].
+    pub async fn fetch(
+        &self,
+        key: &ObjectKey,
+        policy: &OpenPolicy,
+        limit: usize,
+    ) -> Result<(Descriptor, Vec<u8>)> {
+        let ask = |one: Repository| async move { found(one.fetch(key, policy, limit).await) };
+        let name = key.to_string();
+        let fetched = self.first_given(&name, limit as u64, Absence::Proven, ask);
+        fetched.await?.ok_or_else(|| self.lacks(key))
+    }
+
+    /// Reads what an object says of itself, as [`Repository::fetch_descriptor`]. `None`: absent.
+    ///
+    /// # Errors
+    /// As [`Repository::fetch_descriptor`] and [`Repositories::first`].
+    pub async fn find_descriptor(
+        &self,
+        key: &ObjectKey,
+        absence: Absence,
+    ) -> Result<Option<Descriptor>> {
+        let ask = |one: Repository| async move { found(one.fetch_descriptor(key).await) };
+        self.first_given(&key.to_string(), 0, absence, ask).await
+    }
+
+    /// The same of an object that must be there.
+    ///
+    /// # Errors
+    /// `NotFound`; others as [`Repositories::find_descriptor`].
+    pub async fn fetch_descriptor(&self, key: &ObjectKey) -> Result<Descriptor> {
+        let found = self.find_descriptor(key, Absence::Proven).await?;
+        found.ok_or_else(|| self.lacks(key))
+    }
+
+    /// Fetches a JSON document, as [`Repository::fetch_json`].
+    ///
+    /// # Errors
+    /// As [`Repository::fetch_json`] and [`Repositories::first`].
+    pub async fn fetch_json<T: DeserializeOwned>(&self, key: &ObjectKey) -> Result<T> {
+        let ask = |one: Repository| async move { found(one.fetch_json(key).await) };
+        let name = key.to_string();
+        let fetched = self.first_given(&name, 0, Absence::Proven, ask);
+        fetched.await?.ok_or_else(|| self.lacks(key))
+    }
+
+    /// Fetches the descriptor of a backup, as [`Repository::fetch_backup`].
+    ///
+    /// # Errors
+    /// As [`Repository::fetch_backup`] and [`Repositories::first`].
+    pub async fn fetch_backup(
+        &self,
+        cluster: ClusterId,
+        label: &BackupLabel,
+    ) -> Result<BackupDescriptor> {
+        let object = crate::key::BackupObject::Descriptor;
+        let key = ObjectKey::Backup {
+            cluster,
+            label: label.clone(),
+            object,
+        };
+        let ask = |one: Repository| async move { found(one.fetch_backup(cluster, label).await) };
+        let name = key.to_string();
+        let fetched = self.first_given(&name, 0, Absence::Proven, ask);
+        fetched.await?.ok_or_else(|| self.lacks(&key))
+    }
+
+    /// Fetches a roll-up, as [`Repository::fetch_roll_up`]: a cache, so nobody is waited for long.
+    ///
+    /// # Errors
+    /// As [`Repository::fetch_roll_up`] and [`Repositories::first`].
+    pub async fn fetch_roll_up(&self, key: &ObjectKey) -> Result<RollUp> {
+        let ask = |one: Repository| async move { found(one.fetch_roll_up(key).await) };
+        let name = key.to_string();
+        let fetched = self.first_given(&name, 0, Absence::Likely, ask);
+        fetched.await?.ok_or_else(|| self.lacks(key))
+    }
+
+    /// Fetches `cluster.json`; `None` if none of them knows the cluster.
+    ///
+    /// # Errors
+    /// As [`Repository::fetch_cluster`] and [`Repositories::first`].
+    pub async fn fetch_cluster(&self, cluster: ClusterId) -> Result<Option<ClusterDocument>> {
+        let ask = |one: Repository| async move { one.fetch_cluster(cluster).await };
+        let key = ObjectKey::Cluster(cluster).to_string();
+        self.first_given(&key, 0, Absence::Proven, ask).await
+    }
+
+    /// Fetches `walden.json` of the first that has one; `None` if no repository was ever made in any of their places.
+    ///
+    /// # Errors
+    /// As [`Repository::fetch_identity`] and [`Repositories::first`].
+    pub async fn fetch_identity(&self) -> Result<Option<RepositoryDocument>> {
+        let ask = |one: Repository| async move { one.fetch_identity().await };
+        let key = ObjectKey::Repository.to_string();
+        self.first_given(&key, 0, Absence::Proven, ask).await
+    }
+
+    /// The clusters that at least one of those knows which answer, by number.
+    ///
+    /// # Errors
+    /// None of them answers.
+    pub async fn list_clusters(&self) -> Result<Vec<ClusterId>> {
+        let list = |one: Repository| async move { one.list_clusters().await };
+        let (lists, _) = self.ask_all("", list).await?;
+        let mut clusters: Vec<ClusterId> = lists.into_iter().flatten().collect();
+        clusters.sort_unstable();
+        clusters.dedup();
+        Ok(clusters)
+    }
+
+    /// Lists everything of a cluster that they hold together. One that does not answer is waited for some seconds while another has.
+    ///
+    /// # Errors
+    /// None of them answers.
+    pub async fn list(&self, cluster: ClusterId) -> Result<Union> {
+        let list = |one: Repository| async move { one.list(cluster).await };
+        self.union(&cluster.to_string(), list).await
+    }
+
+    /// Lists a cluster's objects below a prefix of `key.rs` that they hold together, as [`Repositories::list`].
+    ///
+    /// # Errors
+    /// None of them answers.
+    pub async fn list_below(&self, cluster: ClusterId, prefix: &str) -> Result<Union> {
+        let list = |one: Repository| async move { one.list_below(cluster, prefix).await };
+        self.union(prefix, list).await
+    }
+
+    /// How long an operation may take that one of them does not answer.
+    #[must_use]
+    pub fn patience(&self) -> Duration {
+        let totals = self.members().iter().map(|member| member.deadlines().total);
+        totals.max().unwrap_or_default()
+    }
+
+    async fn union<Asked: Future<Output = Result<Catalog>>>(
+        &self,
+        what: &str,
+        list: impl Fn(Repository) -> Asked,
+    ) -> Result<Union> {
+        let (catalogs, unanswered) = self.ask_all(what, list).await?;
+        let mut catalog = Catalog::default();
+        for other in catalogs {
+            catalog.merge(other);
+        }
+        Ok(Union {
+            catalog,
+            unanswered,
+        })
+    }
+
+    /// Asks all of them at once: the answers in their order, and those who gave none.
+    async fn ask_all<T, Asked: Future<Output = Result<T>>>(
+        &self,
+        what: &str,
+        ask: impl Fn(Repository) -> Asked,
+    ) -> Result<(Vec<T>, Vec<(String, Error)>)> {
+        if let [only] = self.members() {
+            return Ok((vec![ask(only.clone()).await?], Vec::new()));
+        }
+        let mut is_patient = false;
+        loop {
+            let asks = self.members().iter().map(|member| match is_patient {
+                false => ask(member.hurried(LISTING.0, LISTING.1)),
+                true => ask(member.clone()),
+            });
+            let (mut answers, mut failures) = (Vec::new(), Vec::new());
+            for (index, answer) in join_all(asks).await.into_iter().enumerate() {
+                match answer {
+                    Ok(answer) => {
+                        self.answered(index);
+                        answers.push(answer);
+                    }
+                    Err(error) => {
+                        self.avoid(index, &error);
+                        failures.push((index, error));
+                    }
+                }
+            }
+            if !answers.is_empty() {
+                let named = failures
+                    .into_iter()
+                    .map(|(index, error)| (self.name(index), error));
+                return Ok((answers, named.collect()));
+            }
+            if is_patient {
+                return Err(self.nobody(what, failures, &[]));
+            }
+            is_patient = true;
+        }
+    }
+
+    /// Those that are not avoided first, else as configured.
+    fn order(&self) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..self.members().len()).collect();
+        order.sort_by_key(|index| self.is_avoided(*index));
+        order
+    }
+
+    fn is_avoided(&self, index: usize) -> bool {
+        let now = SystemTime::now();
+        self.avoided_mut(|all| all.get(&index).is_some_and(|avoided| avoided.until > now))
+    }
+
+    fn avoid(&self, index: usize, error: &dyn std::error::Error) {
+        let now = SystemTime::now();
+        let span = self.avoided_mut(|all| {
+            let known = all.get(&index).copied();
+            if known.is_some_and(|known| known.until > now) {
+                return None;
+            }
+            let in_a_row = known.map_or(0, |known| known.in_a_row).saturating_add(1);
+            let span = AVOIDED_FOR.saturating_mul(1 << (in_a_row - 1).min(8));
+            let span = span.min(MAX_AVOIDED_FOR);
+            let until = now + span;
+            all.insert(index, Avoided { until, in_a_row });
+            Some(span)
+        });
+        if let Some(span) = span {
+            tracing::warn!(
+                repository = self.name(index),
+                asked_last_for_seconds = span.as_secs(),
+                cause = chain(error),
+                "a repository does not answer: the others are asked"
+            );
+        }
+    }
+
+    fn answered(&self, index: usize) {
+        self.avoided_mut(|all| all.remove(&index));
+    }
+
+    /// Accounts for an object that others were asked for in vain.
+    fn note<E: Fault>(
+        &self,
+        object: &str,
+        giver: usize,
+        failures: &[(usize, E)],
+        absent: &[usize],
+    ) {
+        if giver == 0 && failures.is_empty() {
+            return;
+        }
+        let taken_from = self.name(giver);
+        let failed = failures.iter().map(|(index, error)| (*index, chain(error)));
+        let lacking = absent
+            .iter()
+            .map(|index| (*index, "it is not there".to_owned()));
+        let fall_overs: Vec<FallOver> = failed
+            .chain(lacking)
+            .map(|(index, problem)| FallOver {
+                repository: self.name(index),
+                object: object.to_owned(),
+                problem,
+                taken_from: taken_from.clone(),
+            })
+            .collect();
+        self.account_mut(|account| {
+            if giver > 0 {
+                *account.taken.entry(taken_from.clone()).or_default() += 1;
+            }
+            for fall_over in fall_overs {
+                if account.named.len() < MAX_NAMED {
+                    tracing::warn!(
+                        repository = fall_over.repository,
+                        object = fall_over.object,
+                        problem = fall_over.problem,
+                        taken_from = fall_over.taken_from,
+                        "an object was taken from another repository"
+                    );
+                    account.named.push(fall_over);
+                }
+            }
+        });
+    }
+
+    /// One error for all of them.
+    fn nobody<E: Fault>(&self, object: &str, failures: Vec<(usize, E)>, absent: &[usize]) -> E {
+        let rank = |class: ErrorClass| match class {
+            ErrorClass::Retry => 0,
+            ErrorClass::Corrupt => 1,
+            ErrorClass::Key => 2,
+            ErrorClass::Conflict => 3,
+            ErrorClass::Bug => 4,
+            ErrorClass::Config => 5,
+            ErrorClass::NotFound => 6,
+        };
+        let classes = failures.iter().map(|(_, error)| error.class());
+        let class = classes
+            .min_by_key(|class| rank(*class))
+            .unwrap_or(ErrorClass::NotFound);
+        let failed = failures.iter().map(|(index, error)| (*index, chain(error)));
+        let lacking = absent
+            .iter()
+            .map(|index| (*index, "it is not there".to_owned()));
+        let mut said: Vec<(usize, String)> = failed.chain(lacking).collect();
+        said.sort_unstable();
+        let said: Vec<String> = said
+            .into_iter()
+            .map(|(index, text)| format!("{}: {text}", self.name(index)))
+            .collect();
+        E::from(Error::NoRepositoryGives {
+            object: object.to_owned(),
+            said: said.join("; "),
+            class,
+        })
+    }
+
+    fn lacks(&self, key: &ObjectKey) -> Error {
+        let location = match self.members() {
+            [only] => format!("{}/{key}", only.url()),
+            _ => format!("{key} in {}", self.urls()),
+        };
+        Error::NotFound { location }
+    }
+
+    fn name(&self, index: usize) -> String {
+        self.members()
+            .get(index)
+            .map_or_else(String::new, |member| member.name().to_owned())
+    }
+
+    fn avoided_mut<T>(&self, work: impl FnOnce(&mut BTreeMap<usize, Avoided>) -> T) -> T {
+        work(
+            &mut self
+                .shared
+                .avoided
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        )
+    }
+
+    fn account_mut<T>(&self, work: impl FnOnce(&mut Account) -> T) -> T {
+        work(
+            &mut self
+                .shared
+                .account
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        )
+    }
+}
+
+/// Whether a store that says this has answered: it is no reason to ask others first from now on.
+fn is_answer(class: ErrorClass) -> bool {
+    !matches!(class, ErrorClass::Retry | ErrorClass::Config)
+}
+
+/// Absence as a value.
+fn found<T>(result: Result<T>) -> Result<Option<T>> {
+    match result {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.class() == ErrorClass::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// An error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        // Writing to a string cannot fail.
+        write!(text, ": {error}").expect("a string takes any text");
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+#[path = "several_tests.rs"]
+mod tests;
