@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
 use archiver::replication::ConnectionInfo;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use repository::cluster::ClusterDocument;
 use repository::identity::ExposeSecret;
 use repository::key::ClusterId;
@@ -207,6 +209,40 @@ pub(crate) async fn find_cluster(
     };
     let document = repository.fetch_cluster(only).await?;
     document.with_context(|| format!("{}: {only} has gone", repository.urls()))
+}
+
+/// The configured cluster, as the first of several repositories that answers knows it: one that is down keeps nobody from writing to the
+/// others.
+///
+/// # Errors
+/// As [`require_repository`] and [`find_cluster`], if none of them knows it.
+pub(crate) async fn find_cluster_anywhere(
+    config: &Config,
+    repositories: &[Repository],
+) -> Result<ClusterDocument> {
+    let mut asked: FuturesUnordered<_> = repositories
+        .iter()
+        .map(|repository| async move {
+            require_repository(repository).await?;
+            find_cluster(config, repository, None).await
+        })
+        .collect();
+    let mut first = None;
+    while let Some(found) = asked.next().await {
+        match found {
+            Ok(cluster) => {
+                if let Some(error) = first {
+                    tracing::warn!("{:#}; going on with the other repositories", error);
+                }
+                return Ok(cluster);
+            }
+            // Whoever answers first has the most to say: an outage takes its time.
+            Err(error) => {
+                first.get_or_insert(error);
+            }
+        }
+    }
+    Err(first.unwrap_or_else(|| anyhow!("{}: no repository", config.source_name())))
 }
 
 /// The store's deadlines for a command that a person waits for: asking again is cheap, waiting five minutes is not.

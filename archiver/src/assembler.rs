@@ -235,13 +235,13 @@ impl Assembler {
         })
     }
 
-    /// Ends the timeline: the open segment's bytes before `switch_point`, described; `None` if it does not lie within it (the
+    /// Ends the timeline, after which nothing more is taken: the open segment's bytes before `switch_point`, described; `None` if it does not lie within it (the
     /// server may have sent more than the timeline had).
     ///
     /// # Errors
     /// `Retry`: the switch point is not in the open segment or behind what was received.
     pub fn take_partial(
-        self,
+        &mut self,
         config: DecoderConfig,
         switch_point: Lsn,
     ) -> Result<Option<AssembledSegment>> {
@@ -261,13 +261,13 @@ impl Assembler {
                 ),
             });
         };
-        let (name, number, lineage) = (self.name(), self.number(), self.lineage);
-        let mut plain = self.buffer;
+        let (name, number) = (self.name(), self.number());
+        let mut plain = std::mem::take(&mut self.buffer);
         plain.truncate(length);
         let mut scanner = SegmentScanner::new(config, start)?;
         scanner.push(&plain, |_| {});
         let summary = scanner.summary();
-        let descriptor = describe(&summary, switch_point, &lineage);
+        let descriptor = describe(&summary, switch_point, &self.lineage);
         Ok(Some(AssembledSegment {
             name,
             number,

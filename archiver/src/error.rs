@@ -235,6 +235,16 @@ pub enum Error {
         /// What it was restored from.
         from: String,
     },
+    /// So many repositories hold other contents than ours that what is received can no longer be stored in enough of them.
+    #[error(
+        "{left} of the repositories can still be written to, {needed} must have what is received: the others hold other contents under its keys"
+    )]
+    TooFewRepositories {
+        /// Repositories without a conflict.
+        left: usize,
+        /// How many the `ack` policy asks for.
+        needed: usize,
+    },
     /// The repository could not do what was asked.
     #[error(transparent)]
     Repository(#[from] repository::Error),
@@ -259,9 +269,10 @@ impl Error {
             Error::NoServer { source, .. } => source.class(),
             Error::Server { source, .. } => source.class(),
             Error::Protocol { .. } | Error::WrongState { .. } => ErrorClass::Bug,
-            Error::Diverged { .. } | Error::WrongServer { .. } | Error::RestoredClone { .. } => {
-                ErrorClass::Conflict
-            }
+            Error::Diverged { .. }
+            | Error::WrongServer { .. }
+            | Error::RestoredClone { .. }
+            | Error::TooFewRepositories { .. } => ErrorClass::Conflict,
             Error::Resume(crate::resume::ResumeConflict::StandbyBehind { .. }) => ErrorClass::Retry,
             Error::Resume(_) => ErrorClass::Conflict,
             Error::InvalidWal { .. }

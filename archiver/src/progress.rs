@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 
+use repository::mirror::Ack;
 use wal_format::{Lsn, SegmentNumber, SegmentSize};
 
 /// Watermarks of one repository on one timeline.
@@ -96,16 +97,26 @@ impl Progress {
         };
         start.saturating_add(u64::from(tail)).min(self.received)
     }
+}
 
-    /// What the server is told now. In sync mode `write` too waits for durability, so that `synchronous_commit = remote_write`
-    /// promises as much.
-    #[must_use]
-    pub fn positions(&self, sync: bool) -> Positions {
-        let flush = self.durable();
-        Positions {
-            write: if sync { flush } else { self.received },
-            flush,
-        }
+/// What the server is told now: the last byte received, how far each repository has WAL without a hole (`None`: nobody knows, or not even up to
+/// where this stream began), and how many of them must. In sync mode `write` too waits for durability, so that
+/// `synchronous_commit = remote_write` promises as much.
+///
+/// Where the policy is met only before the stream's start nothing is claimed (`flush` is 0/0): the slot stays where it is.
+#[must_use]
+pub fn positions(
+    ack: Ack,
+    received: Lsn,
+    durable: impl IntoIterator<Item = Option<Lsn>>,
+    sync: bool,
+) -> Positions {
+    let durable = durable.into_iter();
+    let durable = durable.map(|durable| durable.unwrap_or(Lsn::INVALID));
+    let flush = ack.durable(durable).unwrap_or(Lsn::INVALID).min(received);
+    Positions {
+        write: if sync { flush } else { received },
+        flush,
     }
 }
 
@@ -129,15 +140,23 @@ mod tests {
     fn nothing_is_flushed_before_it_is_durable() {
         let mut progress = progress();
         progress.receive(at(5, 700));
+        let told = |progress: &Progress, sync| {
+            positions(
+                Ack::All,
+                progress.received(),
+                [Some(progress.durable())],
+                sync,
+            )
+        };
         assert_eq!(
-            progress.positions(false),
+            told(&progress, false),
             Positions {
                 write: at(5, 700),
                 flush: at(5, 0)
             }
         );
         assert_eq!(
-            progress.positions(true),
+            told(&progress, true),
             Positions {
                 write: at(5, 0),
                 flush: at(5, 0)
@@ -162,6 +181,28 @@ mod tests {
         );
         progress.seal(SegmentNumber::new(5));
         assert_eq!(progress.durable(), at(7, 9));
+    }
+
+    #[test]
+    fn nothing_is_claimed_for_a_repository_of_which_nobody_knows() {
+        let told = |ack, durable: [Option<u64>; 3]| {
+            let durable = durable.map(|offset| offset.map(|offset| at(5, offset)));
+            positions(ack, at(5, 900), durable, true)
+        };
+        let at_flush = |flush| Positions {
+            write: flush,
+            flush,
+        };
+        let unknown = [Some(700), None, Some(800)];
+        assert_eq!(told(Ack::All, unknown), at_flush(Lsn::INVALID));
+        assert_eq!(told(Ack::Quorum(2), unknown), at_flush(at(5, 700)));
+        assert_eq!(told(Ack::Any, unknown), at_flush(at(5, 800)));
+        let ahead = [Some(9_000), Some(9_000), Some(9_000)];
+        assert_eq!(
+            told(Ack::All, ahead),
+            at_flush(at(5, 900)),
+            "never more than was received"
+        );
     }
 
     #[test]

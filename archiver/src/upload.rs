@@ -1,11 +1,19 @@
-//! From plain bytes to a durable object: sealing on a worker thread, storing with patience.
+//! From plain bytes to a durable object in every repository: sealing once, on a worker thread, and storing with patience.
 //!
-//! Owns the retries behind the store's own: while the repository does not answer, an upload waits and tries again for as long as the
-//! process lives; the server keeps the WAL meanwhile. Does not own what is uploaded when (`receive.rs`, `base_backup.rs`).
+//! Owns the retries behind the store's own: while a repository does not answer, an upload waits and tries again for as long as the
+//! process lives; the server keeps the WAL meanwhile. Owns which repositories hold contents other than ours: nothing more is stored there. Does
+//! not own what is uploaded when (`receive.rs`, `base_backup.rs`).
 
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use repository::key::ObjectKey;
+use repository::mirror::Ack;
 use repository::sealed::{BufferPool, Facts, SealPolicy, Sealed, Sealer};
 use repository::{ErrorClass, Repository, Stored};
 
@@ -16,31 +24,74 @@ const FIRST_WAIT: Duration = Duration::from_millis(500);
 /// Longest wait between two attempts.
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
-/// Seals and stores objects in one repository. Cheap to clone.
+/// How long a repository that the `ack` policy does not need is waited for once the others have an object that is needed before anything else.
+const STRAGGLER_GRACE: Duration = Duration::from_secs(1);
+/// How long one that it does need is waited for, while another one has the object.
+pub(crate) const NEEDED_GRACE: Duration = Duration::from_secs(30);
+
+/// Seals objects once, for all repositories, and stores them there. Cheap to clone.
 #[derive(Clone)]
 pub struct Uploader {
-    repository: Repository,
+    repositories: Arc<[Repository]>,
+    ack: Ack,
+    /// Repositories that hold other contents under a key of ours.
+    refused: Arc<[AtomicBool]>,
     policy: SealPolicy,
     pool: BufferPool,
     idle: Arc<Mutex<Vec<Sealer>>>,
 }
 
 impl Uploader {
-    /// An uploader that keeps at most `buffers` idle payload buffers.
+    /// An uploader for one repository that keeps at most `buffers` idle payload buffers.
     #[must_use]
     pub fn new(repository: Repository, policy: SealPolicy, buffers: usize) -> Self {
+        Self::mirrored(vec![repository], Ack::All, policy, buffers)
+    }
+
+    /// An uploader for several, at least one; `ack` says how many must have something before it counts as stored.
+    ///
+    /// # Panics
+    /// Without a repository.
+    #[must_use]
+    pub fn mirrored(
+        repositories: Vec<Repository>,
+        ack: Ack,
+        policy: SealPolicy,
+        buffers: usize,
+    ) -> Self {
+        assert!(!repositories.is_empty(), "a checked configuration has one");
+        let refused = repositories.iter().map(|_| AtomicBool::new(false));
         Self {
-            repository,
+            refused: refused.collect(),
+            repositories: repositories.into(),
+            ack,
             policy,
             pool: BufferPool::new(buffers),
             idle: Arc::default(),
         }
     }
 
-    /// Where it stores.
+    /// The first place where it stores.
     #[must_use]
     pub fn repository(&self) -> &Repository {
-        &self.repository
+        &self.repositories[0]
+    }
+
+    /// Everywhere it stores, in the configuration's order; at least one.
+    #[must_use]
+    pub fn repositories(&self) -> &[Repository] {
+        &self.repositories
+    }
+
+    /// When something counts as stored.
+    #[must_use]
+    pub fn ack(&self) -> Ack {
+        self.ack
+    }
+
+    /// Whether the repository of this number has shown other contents under a key of ours, since the process began.
+    pub(crate) fn is_refused(&self, repository: usize) -> bool {
+        self.refused[repository].load(Ordering::Relaxed)
     }
 
     /// Seals on the calling thread.
@@ -79,23 +130,147 @@ impl Uploader {
         }
     }
 
-    /// Stores a sealed object; durable when this returns. Waits out an unavailable store and refused credentials.
+    /// Stores a sealed object by the policy. A repository that takes longer than the others is waited for a while, and then left to whoever fills
+    /// up what is missing; with the policy not met, at least one has it.
     ///
     /// # Errors
-    /// `Conflict`, `Corrupt`, `Bug`: waiting would not help.
+    /// As [`Uploader::put_to`], where so many refuse it that the policy cannot be met any more.
     pub async fn put(&self, sealed: &Sealed) -> Result<Stored> {
+        self.everywhere(|number| self.put_to(number, sealed)).await
+    }
+
+    /// Stores a document as [`Uploader::put`] does. One that is there already, in whatever words, is success: the key says what it is about.
+    ///
+    /// # Errors
+    /// As [`Uploader::put`].
+    pub async fn put_json<T: serde::Serialize + Sync>(
+        &self,
+        key: &ObjectKey,
+        document: &T,
+    ) -> Result<Stored> {
+        let store = |repository: Repository| async move {
+            let stored = repository.put_json(key, document).await;
+            stored.or_else(|error| match error.class() {
+                ErrorClass::Conflict => Ok(Stored::Already),
+                _ => Err(error),
+            })
+        };
+        self.everywhere(|number| self.with_patience(number, key, store))
+            .await
+    }
+
+    async fn everywhere<F: Future<Output = Result<Stored>>>(
+        &self,
+        store: impl Fn(usize) -> F,
+    ) -> Result<Stored> {
+        let all = self.repositories.len();
+        let store = &store;
+        self.require_enough()?;
+        let open = (0..all).filter(|number| !self.is_refused(*number));
+        let mut running: FuturesUnordered<_> = open
+            .map(|number| async move { (number, store(number).await) })
+            .collect();
+        let needed = self.ack.needed(all);
+        let (mut stored, mut outcome) = (0, Stored::Already);
+        let mut late = BTreeSet::from_iter(0..all);
+        let mut wait_until = None;
+        loop {
+            let next = match wait_until {
+                None => running.next().await,
+                Some(until) => match tokio::time::timeout_at(until, running.next()).await {
+                    Ok(next) => next,
+                    Err(_) => break,
+                },
+            };
+            match next {
+                None => break,
+                Some((number, Ok(one))) => {
+                    late.remove(&number);
+                    stored += 1;
+                    if one == Stored::New {
+                        outcome = one;
+                    }
+                }
+                // Said where it happened; whether it is the end depends on the others.
+                Some((_, Err(error))) => self.can_go_on(error)?,
+            }
+            if stored > 0 {
+                let grace = match stored >= needed {
+                    true => STRAGGLER_GRACE,
+                    false => NEEDED_GRACE,
+                };
+                wait_until = Some(tokio::time::Instant::now() + grace);
+            }
+        }
+        for number in late {
+            let repository = self.repositories[number].name();
+            tracing::warn!(
+                repository,
+                "an object is not stored there yet, and will be copied later"
+            );
+        }
+        Ok(outcome)
+    }
+
+    /// Passes over a repository's refusal if the others can still meet the policy.
+    ///
+    /// # Errors
+    /// The error that was passed in: they cannot.
+    pub(crate) fn can_go_on(&self, error: crate::Error) -> Result<()> {
+        match error.class() {
+            ErrorClass::Conflict | ErrorClass::Corrupt if self.require_enough().is_ok() => Ok(()),
+            _ => Err(error),
+        }
+    }
+
+    /// Whether the policy can still be met.
+    ///
+    /// # Errors
+    /// `Conflict`: too many repositories hold other contents than ours.
+    pub(crate) fn require_enough(&self) -> Result<()> {
+        let all = self.repositories.len();
+        let left = (0..all).filter(|number| !self.is_refused(*number)).count();
+        match self.ack.is_met(left, all) {
+            true => Ok(()),
+            false => Err(crate::Error::TooFewRepositories {
+                left,
+                needed: self.ack.needed(all),
+            }),
+        }
+    }
+
+    /// Stores a sealed object in the repository of this number; durable when this returns. Waits out an unavailable store and refused
+    /// credentials.
+    ///
+    /// # Errors
+    /// `Conflict`, `Corrupt`: the repository holds something else there, and is refused from now on. `Bug`.
+    pub async fn put_to(&self, number: usize, sealed: &Sealed) -> Result<Stored> {
+        let store = |repository: Repository| async move { repository.put(sealed).await };
+        self.with_patience(number, &sealed.key, store).await
+    }
+
+    async fn with_patience<F: Future<Output = repository::Result<Stored>>>(
+        &self,
+        number: usize,
+        key: &ObjectKey,
+        store: impl Fn(Repository) -> F,
+    ) -> Result<Stored> {
+        let repository = &self.repositories[number];
         let (begun, mut wait) = (Instant::now(), FIRST_WAIT);
         loop {
-            let error = match self.repository.put(sealed).await {
+            let error = match store(repository.clone()).await {
                 Ok(stored) => return Ok(stored),
                 Err(error) => error,
             };
+            if matches!(error.class(), ErrorClass::Conflict | ErrorClass::Corrupt) {
+                self.refuse(number, &error);
+            }
             if !matches!(error.class(), ErrorClass::Retry | ErrorClass::Config) {
                 return Err(error.into());
             }
             tracing::warn!(
-                object = %sealed.key,
-                repository = self.repository.name(),
+                object = %key,
+                repository = repository.name(),
                 waiting_seconds = begun.elapsed().as_secs(),
                 error = error_text(&error),
                 "not stored yet, trying again"
@@ -103,6 +278,18 @@ impl Uploader {
             tokio::time::sleep(wait).await;
             wait = (wait * 2).min(LONGEST_WAIT);
         }
+    }
+
+    /// The repository of this number holds other contents than ours: it is left as it is, for a person to look at.
+    pub(crate) fn refuse(&self, number: usize, error: &dyn std::error::Error) {
+        self.refused[number].store(true, Ordering::Relaxed);
+        let repository = &self.repositories[number];
+        tracing::error!(
+            repository = repository.name(),
+            url = repository.url(),
+            error = error_text(error),
+            "CONFLICT: this repository holds other contents than ours; nothing is overwritten, and nothing more is stored there"
+        );
     }
 }
 

@@ -6,6 +6,7 @@ use archiver::receive::{self, Received, Receiver, ReceiverConfig, TakeBackup, se
 use archiver::replication::ConnectionInfo;
 use archiver::upload::Uploader;
 use clap::Args;
+use repository::Repository;
 use repository::cluster::ClusterDocument;
 
 use super::Globals;
@@ -46,33 +47,31 @@ pub(crate) async fn run(args: RunArgs, globals: &Globals) -> Result<ExitCode> {
     };
     let config = globals.load_config(&overrides)?;
     let connection = open::connection_info(&config)?;
-    let repository = open::open_existing_repository(&config).await?;
-    let cluster = open::find_cluster(&config, &repository, None).await?;
+    let repositories = open::repositories(&config).await?;
+    let cluster = open::find_cluster_anywhere(&config, &repositories).await?;
     let size = cluster.segment_size()?;
     let in_flight = segments_in_flight(size);
+    let urls: Vec<&str> = repositories.iter().map(Repository::url).collect();
     tracing::info!(
-        repository = repository.url(),
+        repository = urls.join(" "),
+        ack = ?config.archive.ack,
         cluster = %cluster.id(),
         slot = config.postgres.slot,
         segment_mib = size.bytes() >> 20,
         segments_in_flight = in_flight,
         "walden run starts"
     );
-    let policy = open::seal_policy(&config)?;
+    let (ack, policy) = (config.archive.ack, open::seal_policy(&config)?);
+    let uploader = |buffers| Uploader::mirrored(repositories.clone(), ack, policy.clone(), buffers);
     let take_backup = config.backup.on_gap.then(|| {
-        let uploader = Uploader::new(
-            repository.clone(),
-            policy.clone(),
-            base_backup::UPLOAD_BUFFERS,
-        );
         backup_on_gap(
             connection.clone(),
-            uploader,
+            uploader(base_backup::UPLOAD_BUFFERS),
             cluster.clone(),
             config.postgres.slot.clone(),
         )
     });
-    let uploader = Uploader::new(repository, policy, in_flight + 1);
+    let uploader = uploader(in_flight + 1);
     let receiver = ReceiverConfig {
         connection,
         slot: config.postgres.slot.clone(),

@@ -77,7 +77,8 @@ fn judge(starts: &[Lsn], open_gaps: &[GapRange], end: Option<Lsn>) -> Wanted {
 
 /// What the task needs.
 pub(super) struct Keeper {
-    pub(super) repository: Repository,
+    /// All that are written to, at least one: what one of them has, the others are filled with.
+    pub(super) repositories: Vec<Repository>,
     pub(super) cluster: ClusterId,
     pub(super) size: SegmentSize,
     pub(super) take: Option<TakeBackup>,
@@ -148,7 +149,22 @@ impl Keeper {
     }
 
     async fn ask(&self) -> Result<Wanted> {
-        let (repository, cluster) = (&self.repository, self.cluster);
+        let (mut wanted, mut failed) = (None, None);
+        for repository in &self.repositories {
+            match self.ask_one(repository).await {
+                Ok(Wanted::Nothing) => return Ok(Wanted::Nothing),
+                Ok(one) => wanted = wanted.or(Some(one)),
+                Err(error) => failed = Some(error),
+            }
+        }
+        match (wanted, failed) {
+            (None, Some(error)) => Err(error),
+            (wanted, _) => Ok(wanted.unwrap_or(Wanted::Nothing)),
+        }
+    }
+
+    async fn ask_one(&self, repository: &Repository) -> Result<Wanted> {
+        let cluster = self.cluster;
         let gaps = repository
             .list_below(cluster, &key::gaps_prefix(cluster))
             .await?;

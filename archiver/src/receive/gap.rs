@@ -31,9 +31,8 @@ impl Receiver {
         story: Option<&str>,
         error: &Error,
     ) -> Result<ResumePoint> {
-        let repository = self.uploader.repository().clone();
-        // Somebody else may have stored some of it meanwhile.
-        let catalog = repository.list(self.cluster).await?;
+        // Somebody else may have stored some of it meanwhile. What one repository has is no gap: the others are filled from it.
+        let catalog = self.survey().await?.union;
         let stored = repository_end(&catalog, self.size, server.restart_lsn);
         // Tail chunks of the segment at `point` are there.
         let stored = stored.filter(|stored| stored.timeline == point.timeline);
@@ -64,8 +63,7 @@ impl Receiver {
 
     /// Records what a slot kept that we have dropped. Once this is done something can be stored again.
     pub(super) async fn record_given_up(&mut self, given_up: GivenUp) -> Result<()> {
-        let repository = self.uploader.repository();
-        let catalog = repository.list(self.cluster).await?;
+        let catalog = self.survey().await?.union;
         let stretch = given_up.gap.map(|gap| GapRange {
             // More may have been stored than was reported.
             from: catalog
@@ -93,8 +91,10 @@ impl Receiver {
     async fn put_gap(&mut self, gap: GapRange, why: &str) -> Result<()> {
         let now = jiff::Timestamp::from_microsecond(jiff::Timestamp::now().as_microsecond());
         let document = GapDocument::new(gap, why, now.unwrap_or_default());
-        let repository = self.uploader.repository();
-        let stored = repository.record_gap(self.cluster, gap, &document).await?;
+        let stored = self
+            .uploader
+            .put_json(&gap.key(self.cluster), &document)
+            .await?;
         if stored == Stored::New {
             self.gaps_recorded += 1;
         }

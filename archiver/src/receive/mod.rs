@@ -7,10 +7,13 @@
 
 mod backup_wanted;
 mod disk_guard;
+mod fill;
 mod gap;
+mod lanes;
 mod roll_up;
 mod slot;
 mod stream;
+mod survey;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,12 +24,14 @@ use repository::cluster::ClusterDocument;
 use repository::key::{ClusterId, ObjectKey};
 use repository::sealed::Facts;
 use repository::wal::lineage;
-use repository::{ErrorClass, catalog::Catalog};
+use repository::{ErrorClass, Repository, catalog::Catalog};
 use tokio::sync::{Notify, watch};
 use wal_format::{
     DecoderConfig, Lsn, Major, SegmentName, SegmentSize, TimelineHistory, TimelineId,
 };
 
+use self::fill::Fillers;
+use self::survey::Survey;
 use crate::error::ServerErrorKind;
 use crate::replication::{Connection, ConnectionInfo, Mode, Started, SystemIdentity};
 use crate::resume::{RepositoryEnd, ResumePoint, ServerPosition, plan_resume};
@@ -46,6 +51,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(15);
 const SLOT_PATIENCE: Duration = Duration::from_secs(90);
 /// How long a base backup that was begun beside receiving may take to end when we stop.
 const BACKUP_GRACE: Duration = Duration::from_secs(1);
+/// How long repositories of which none has all that the others have may take to agree.
+const FILL_PATIENCE: Duration = Duration::from_secs(60);
 /// What plain segments, their sealed forms and tail chunks may take together.
 const MEMORY_BUDGET: u64 = 256 << 20;
 /// Most segments that are sealed and stored at the same time.
@@ -110,8 +117,8 @@ pub struct Receiver {
     slot_busy_since: Option<Instant>,
     /// Where the first WAL that is not valid was received; 0 for none.
     first_invalid: Arc<AtomicU64>,
-    /// Once it runs.
-    roll_ups: Option<roll_up::RollUps>,
+    /// One for each repository, once it runs.
+    roll_ups: Vec<roll_up::RollUps>,
     gaps_recorded: u64,
     /// We dropped the slot because it kept too much: none is made before that is on record.
     given_up: Option<disk_guard::GivenUp>,
@@ -166,7 +173,7 @@ impl Receiver {
             connected_once: false,
             slot_busy_since: None,
             first_invalid: Arc::default(),
-            roll_ups: None,
+            roll_ups: Vec::new(),
             gaps_recorded: 0,
             given_up: None,
             receiving: Arc::default(),
@@ -180,9 +187,8 @@ impl Receiver {
     /// What time does not heal: another server or a rolled-back one (`Conflict`), a broken format (`Corrupt`), and, before the first
     /// connection, settings that do not work (`Config`).
     pub async fn run(mut self) -> Result<Received> {
-        let repository = self.uploader.repository().clone();
         let backups = backup_wanted::Keeper {
-            repository: repository.clone(),
+            repositories: self.uploader.repositories().to_vec(),
             cluster: self.cluster,
             size: self.size,
             take: self.config.take_backup.clone(),
@@ -190,10 +196,18 @@ impl Receiver {
             stop: self.stop.clone(),
         };
         let mut backups = tokio::spawn(backups.keep());
-        let (roll_ups, keeper) = roll_up::RollUps::start(repository, self.cluster, self.size);
-        self.roll_ups = Some(roll_ups);
-        let result = self.keep_receiving().await;
-        keeper.abort();
+        let mut keepers = Vec::new();
+        for repository in self.uploader.repositories() {
+            let repository = repository.clone();
+            let (roll_ups, keeper) = roll_up::RollUps::start(repository, self.cluster, self.size);
+            self.roll_ups.push(roll_ups);
+            keepers.push(keeper);
+        }
+        let (fillers, _filling) = Fillers::start(&self.uploader, &self.config.cluster);
+        let result = self.keep_receiving(&fillers).await;
+        for keeper in keepers {
+            keeper.abort();
+        }
         if tokio::time::timeout(BACKUP_GRACE, &mut backups)
             .await
             .is_err()
@@ -208,13 +222,13 @@ impl Receiver {
         })
     }
 
-    async fn keep_receiving(&mut self) -> Result<()> {
+    async fn keep_receiving(&mut self, fillers: &Fillers) -> Result<()> {
         let mut wait = FIRST_WAIT;
         let disk = disk_guard::Watch::start(&self.config, Arc::clone(&self.is_paused));
         while !*self.stop.borrow() {
             let begun = Instant::now();
             let ended = tokio::select! {
-                ended = Box::pin(self.session()) => Some(ended),
+                ended = Box::pin(self.session(fillers)) => Some(ended),
                 // Cut off anywhere, a session is as good as a crash, which loses nothing.
                 alarm = disk.alarm() => {
                     self.answer_alarm(&disk, alarm).await;
@@ -267,7 +281,7 @@ impl Receiver {
     }
 
     /// One connection: from the checks to its end.
-    async fn session(&mut self) -> Result<SessionEnd> {
+    async fn session(&mut self, fillers: &Fillers) -> Result<SessionEnd> {
         let mut connection =
             Connection::connect(&self.config.connection, Mode::PhysicalReplication).await?;
         connection.require_supported()?;
@@ -284,11 +298,13 @@ impl Receiver {
             .ask_position(&mut connection, identity, slot.restart_lsn, &mut histories)
             .await?;
         self.connected_once = true;
-        let catalog = self.uploader.repository().list(self.cluster).await?;
-        if let Some(roll_ups) = &self.roll_ups {
-            roll_ups.catch_up(&catalog);
+        let mut survey = self.survey().await?;
+        for (roll_ups, catalog) in self.roll_ups.iter().zip(&survey.catalogs) {
+            if let Some(catalog) = catalog {
+                roll_ups.catch_up(catalog);
+            }
         }
-        let stored = repository_end(&catalog, self.size, server.restart_lsn);
+        let stored = repository_end(&survey.union, self.size, server.restart_lsn);
         let mut point = plan_resume(self.size, &server, stored)?;
         tracing::info!(
             server = connection.address(),
@@ -336,9 +352,13 @@ impl Receiver {
                 } => (next_timeline, switch_point),
                 Started::Streaming => {
                     self.receiving.notify_one();
-                    let records = self.stored_records(&catalog, point).await?;
-                    let streaming =
-                        stream::Streaming::new(self, decoder, point, lineage, records, sync)?;
+                    let level = self.level(&mut survey, point, fillers).await?;
+                    let fillers = fillers.clone();
+                    let mirrors = stream::Mirrors { level, fillers };
+                    let records = self.stored_records(&survey, point).await?;
+                    let streaming = stream::Streaming::new(
+                        self, decoder, point, lineage, records, mirrors, sync,
+                    )?;
                     match streaming.run(&mut connection).await {
                         Ok(stream::StreamEnd::Stopped) => {
                             connection.close().await?;
@@ -354,8 +374,9 @@ impl Receiver {
                         // The error about the start may be the first thing that streams. The connection stays usable; a new one
                         // would begin at the repository's end again, and fail again, unless something was stored meanwhile.
                         Err(error) if error.server_kind() == Some(ServerErrorKind::WalRemoved) => {
-                            let catalog = self.uploader.repository().list(self.cluster).await?;
-                            if repository_end(&catalog, self.size, server.restart_lsn) != stored {
+                            let survey = self.survey().await?;
+                            let end = repository_end(&survey.union, self.size, server.restart_lsn);
+                            if end != stored {
                                 return Err(error);
                             }
                             let story = slot.story.as_deref();
@@ -369,6 +390,8 @@ impl Receiver {
             tracing::info!(from = point.timeline.get(), to = timeline.get(), %switch_point, "the server switched timelines");
             self.store_history(&mut connection, timeline, &mut histories)
                 .await?;
+            // Not every repository may have the end of the last timeline, and the history of this one.
+            survey = self.survey().await?;
             point = ResumePoint {
                 timeline,
                 start: self.size.start(self.size.segment(switch_point)),
@@ -497,15 +520,72 @@ impl Receiver {
         }
     }
 
+    async fn survey(&self) -> Result<Survey> {
+        survey::survey(&self.uploader, &self.config.cluster).await
+    }
+
+    /// Which repositories have all the WAL before `point`, at least one of them; the others are filled from it meanwhile.
+    async fn level(
+        &self,
+        survey: &mut Survey,
+        point: ResumePoint,
+        fillers: &Fillers,
+    ) -> Result<Vec<bool>> {
+        let level = survey.level(point.timeline, point.start, self.size);
+        if level.contains(&true) {
+            return Ok(level);
+        }
+        tracing::info!("each repository has WAL that another one lacks: filling them up first");
+        fillers.clone().fill_all(FILL_PATIENCE).await;
+        *survey = self.survey().await?;
+        let level = survey.level(point.timeline, point.start, self.size);
+        match level.contains(&true) {
+            true => Ok(level),
+            false => Err(Error::Timeout {
+                during: "fill the repositories from each other".into(),
+                after: FILL_PATIENCE,
+            }),
+        }
+    }
+
     /// What is stored around `point` and must fit what comes: a rolled-back server shows itself here.
-    async fn stored_records(&self, catalog: &Catalog, point: ResumePoint) -> Result<StoredRecords> {
+    async fn stored_records(&self, survey: &Survey, point: ResumePoint) -> Result<StoredRecords> {
+        let mut stored = StoredRecords::default();
+        let mut failed = None;
+        let repositories = self.uploader.repositories().iter();
+        for (repository, catalog) in repositories.zip(&survey.catalogs) {
+            let Some(catalog) = catalog else { continue };
+            match self.records_in(repository, catalog, point).await {
+                Ok(found) => {
+                    stored.records.extend(found.records);
+                    stored.previous = stored.previous.max(found.previous);
+                    failed = Some(None);
+                }
+                Err(error) => failed = failed.or(Some(Some(error))),
+            }
+        }
+        match failed.flatten() {
+            Some(error) => Err(error),
+            None => {
+                stored.records.sort_unstable();
+                stored.records.dedup();
+                Ok(stored)
+            }
+        }
+    }
+
+    async fn records_in(
+        &self,
+        repository: &Repository,
+        catalog: &Catalog,
+        point: ResumePoint,
+    ) -> Result<StoredRecords> {
         let number = self.size.segment(point.start);
         let name = SegmentName::new(point.timeline, number, self.size);
         let mut stored = StoredRecords::default();
         let Some(objects) = catalog.timelines.get(&point.timeline) else {
             return Ok(stored);
         };
-        let repository = self.uploader.repository();
         let cluster = self.cluster;
         for chunk in objects.tails.get(&name).into_iter().flatten() {
             let (from, to, writer) = (chunk.from, chunk.to, chunk.writer);

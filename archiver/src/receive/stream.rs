@@ -1,9 +1,10 @@
 //! One timeline's bytes: from the connection through the assembler to durable objects, and the answers to the server.
 //!
-//! Owns the loop, its jobs and its clock. One task owns all state; dropping it at any await is as good as a crash.
+//! Owns the loop, its jobs and its clock. One task owns all state; dropping it at any await is as good as a crash. Who stores what next, and
+//! who is let go, is decided in `lanes.rs`.
 //!
-//! Objects are stored in the order of their WAL, so that wherever we are cut off, what is stored has no hole: a restore to `latest` must not
-//! depend on our coming back to fill one. Only the sealing goes on beside.
+//! In each repository objects are stored in the order of their WAL, so that wherever we are cut off, what is stored has no hole: a restore to
+//! `latest` must not depend on our coming back to fill one. Only the sealing goes on beside.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,15 +12,17 @@ use std::time::{Duration, Instant};
 
 use repository::Stored;
 use repository::key::ObjectKey;
-use repository::sealed::Facts;
-use tokio::sync::{oneshot, watch};
-use tokio::task::JoinSet;
-use wal_format::{DecoderConfig, Lsn, SegmentNumber, TimelineId, Timestamp};
+use repository::sealed::{Facts, Sealed};
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinError, JoinSet};
+use wal_format::{DecoderConfig, Lsn, TimelineId, Timestamp};
 
+use super::fill::Fillers;
+use super::lanes::{Covers, LaneState, Lanes};
 use super::roll_up::{RollUps, StoredSegment};
 use super::{OnInvalid, Receiver, ResumePoint, Rpo, StoredRecords, segments_in_flight};
 use crate::assembler::{AssembledSegment, Assembler};
-use crate::progress::{Positions, Progress};
+use crate::progress::{Positions, positions};
 use crate::replication::{Connection, StatusUpdate, StreamEvent};
 use crate::tail::TailSchedule;
 use crate::upload::{Uploader, error_text};
@@ -31,8 +34,12 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(10);
 const REPLY_INTERVAL: Duration = Duration::from_millis(10);
 /// Time to flush the tail after we were asked to stop.
 const STOP_DEADLINE: Duration = Duration::from_secs(8);
+/// Time within which the repositories that the `ack` policy does not need may store what the others have, before we leave.
+const STRAGGLER_GRACE: Duration = Duration::from_secs(2);
 /// Time to store what had arrived when the connection broke.
 const RESCUE_DEADLINE: Duration = Duration::from_secs(30);
+/// How often a repository that is behind is spoken of.
+const REMINDER: Duration = Duration::from_secs(60);
 /// Plain segment buffers kept for reuse.
 const SPARE_BUFFERS: usize = 2;
 
@@ -50,21 +57,27 @@ pub(super) enum StreamEnd {
     },
 }
 
-/// What a job made durable.
+/// What a job has done.
 enum Done {
-    Segment {
-        number: SegmentNumber,
+    Sealed {
+        number: u64,
+        sealed: Arc<Sealed>,
         spare: Vec<u8>,
     },
-    Tail {
-        segment: SegmentNumber,
-        to: u32,
+    Put {
+        lane: usize,
+        number: u64,
+        stored: Result<()>,
     },
+    /// The job's lane was let go.
+    GivenUp,
 }
 
 enum Wake {
     Stop,
     Job(Result<Done>),
+    /// A repository that was behind has been filled up.
+    Filled,
     Event(Result<StreamEvent>),
     Timer,
 }
@@ -74,18 +87,31 @@ pub(super) struct Streaming {
     receiver: Facets,
     decoder: DecoderConfig,
     assembler: Assembler,
-    progress: Progress,
+    lanes: Lanes,
     tail: TailSchedule,
+    /// The tail chunk that is not settled yet.
+    chunk: Option<u64>,
     jobs: JoinSet<Result<Done>>,
-    segments_in_flight: usize,
-    /// Answers once the last full segment is stored.
-    last_segment: Option<oneshot::Receiver<()>>,
+    /// What each lane is storing.
+    puts: Vec<Option<AbortHandle>>,
+    /// What was asked of the filler of each lane that is behind.
+    requests: Vec<Option<u64>>,
+    reminded: Option<Instant>,
     spare: Vec<Vec<u8>>,
     /// What the server was told last, and when.
     told: Option<(Positions, Instant)>,
     reply_owed: bool,
-    stop_by: Option<Instant>,
+    /// Asked to stop: when the stragglers are left behind, and everything.
+    stop_by: Option<(Instant, Instant)>,
     reported_invalid: bool,
+}
+
+/// The repositories when a stream begins.
+pub(super) struct Mirrors {
+    /// Which of them have all the WAL before it.
+    pub(super) level: Vec<bool>,
+    /// What fills the others.
+    pub(super) fillers: Fillers,
 }
 
 /// What the loop needs of the receiver.
@@ -98,8 +124,8 @@ struct Facets {
     on_invalid: OnInvalid,
     first_invalid: Arc<AtomicU64>,
     stop: watch::Receiver<bool>,
-    roll_ups: Option<RollUps>,
-    max_in_flight: usize,
+    roll_ups: Vec<RollUps>,
+    fillers: Fillers,
     /// Whether the socket stays unread.
     is_paused: Arc<AtomicBool>,
 }
@@ -111,6 +137,7 @@ impl Streaming {
         point: ResumePoint,
         lineage: String,
         stored: StoredRecords,
+        mirrors: Mirrors,
         sync: bool,
     ) -> Result<Self> {
         let mut assembler = Assembler::new(decoder, point.timeline, lineage, point.start)?;
@@ -119,6 +146,16 @@ impl Streaming {
             Rpo::Interval(interval) if !sync => interval,
             Rpo::Interval(_) | Rpo::Sync => Duration::ZERO,
         };
+        let Mirrors { level, fillers } = mirrors;
+        let now = Instant::now();
+        let (ack, size) = (receiver.uploader.ack(), receiver.size);
+        let in_flight = segments_in_flight(size);
+        let mut lanes = Lanes::new(ack, in_flight, size, point.start, &level, now);
+        for lane in 0..level.len() {
+            if receiver.uploader.is_refused(lane) {
+                lanes.refuse(lane, now);
+            }
+        }
         Ok(Self {
             receiver: Facets {
                 uploader: receiver.uploader.clone(),
@@ -132,16 +169,18 @@ impl Streaming {
                 first_invalid: Arc::clone(&receiver.first_invalid),
                 stop: receiver.stop.clone(),
                 roll_ups: receiver.roll_ups.clone(),
-                max_in_flight: segments_in_flight(receiver.size),
+                fillers,
                 is_paused: Arc::clone(&receiver.is_paused),
             },
             decoder,
             assembler,
-            progress: Progress::new(receiver.size, point.start),
+            lanes,
             tail: TailSchedule::new(interval),
+            chunk: None,
             jobs: JoinSet::new(),
-            segments_in_flight: 0,
-            last_segment: None,
+            puts: level.iter().map(|_| None).collect(),
+            requests: vec![None; level.len()],
+            reminded: None,
             spare: Vec::new(),
             told: None,
             reply_owed: false,
@@ -152,11 +191,13 @@ impl Streaming {
 
     pub(super) async fn run(mut self, connection: &mut Connection) -> Result<StreamEnd> {
         loop {
-            self.start_tail_chunk()?;
+            self.pump()?;
             self.answer(connection).await?;
-            if let Some(by) = self.stop_by {
-                let stored = self.progress.durable() == self.progress.received();
-                if stored || Instant::now() >= by {
+            if let Some((leave_stragglers, by)) = self.stop_by {
+                let (now, positions) = (Instant::now(), self.positions());
+                let stored = positions.flush == self.lanes.received();
+                let may_leave = self.is_level() || (stored && now >= leave_stragglers);
+                if may_leave || now >= by {
                     return self.stop(connection, stored).await;
                 }
             }
@@ -164,12 +205,14 @@ impl Streaming {
                 Wake::Stop => {
                     tracing::info!("stopping: storing what has arrived");
                     self.tail.ask();
-                    self.stop_by = Some(Instant::now() + STOP_DEADLINE);
+                    let now = Instant::now();
+                    self.stop_by = Some((now + STRAGGLER_GRACE, now + STOP_DEADLINE));
                 }
+                Wake::Filled => {}
                 Wake::Timer => {}
-                Wake::Job(done) => self.finish(done?),
+                Wake::Job(done) => self.finish(done?)?,
                 Wake::Event(Err(error)) => {
-                    self.store_received().await;
+                    self.store_what_came().await?;
                     return Err(error);
                 }
                 Wake::Event(Ok(event)) => match event {
@@ -200,17 +243,14 @@ impl Streaming {
         let timer = tokio::time::sleep_until(self.next_timer().into());
         let stopping = self.stop_by.is_some();
         // While the store is slow the socket stays unread: the server keeps what we cannot hold.
-        let may_read = !stopping && self.segments_in_flight < self.receiver.max_in_flight;
+        let may_read = !stopping && !self.lanes.is_full();
         self.receiver.is_paused.store(!may_read, Ordering::Relaxed);
         let stop = &mut self.receiver.stop;
         tokio::select! {
             biased;
             _ = stop.wait_for(|stop| *stop), if !stopping => Wake::Stop,
-            Some(done) = self.jobs.join_next() => Wake::Job(match done {
-                Ok(done) => done,
-                Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
-                Err(error) => Err(Error::Protocol { during: "storing WAL".into(), reason: error.to_string() }),
-            }),
+            Some(done) = self.jobs.join_next() => Wake::Job(finished(done)),
+            () = self.receiver.fillers.progressed() => Wake::Filled,
             event = connection.next_message(), if may_read => Wake::Event(event),
             () = timer => Wake::Timer,
         }
@@ -226,8 +266,12 @@ impl Streaming {
             }
         });
         // A chunk that has to wait for its turn is started when a segment is stored.
-        let tail = self.tail.due().filter(|_| self.segments_in_flight == 0);
-        [tail, self.stop_by]
+        let tail = self.tail.due().filter(|_| self.may_start_chunk());
+        let stop = self.stop_by.map(|(stragglers, by)| match now < stragglers {
+            true => stragglers,
+            false => by,
+        });
+        [tail, stop, self.lanes.patience_ends()]
             .into_iter()
             .flatten()
             .fold(status, Instant::min)
@@ -262,7 +306,7 @@ impl Streaming {
                 self.reported_invalid = false;
             }
         }
-        self.progress.receive(self.assembler.position());
+        self.lanes.receive(self.assembler.position());
         self.tail.receive(self.assembler.offset(), Instant::now());
         Ok(())
     }
@@ -276,28 +320,20 @@ impl Streaming {
             cluster: self.receiver.cluster,
             name: segment.name,
         };
-        let uploader = self.receiver.uploader.clone();
         let facts = self.facts(key, &segment);
-        let number = segment.number;
-        let roll_ups = self.receiver.roll_ups.clone();
-        self.segments_in_flight += 1;
-        let (is_stored, last_segment) = oneshot::channel();
-        let before = self.last_segment.replace(last_segment);
+        let number = (self.lanes).push(Covers::Segment(segment.number), Instant::now());
+        self.seal(number, facts, segment.plain);
+    }
+
+    fn seal(&mut self, number: u64, facts: Facts, plain: Vec<u8>) {
+        let uploader = self.receiver.uploader.clone();
         self.jobs.spawn(async move {
-            let (sealed, spare) = uploader.seal(facts, segment.plain).await?;
-            wait_for_turn(before).await;
-            let stored = uploader.put(&sealed).await?;
-            // Nobody waits if no segment follows yet.
-            is_stored.send(()).unwrap_or_default();
-            tracing::debug!(segment = %segment.name, already = stored == Stored::Already, bytes = sealed.stored_size(), "segment stored");
-            if let Some(roll_ups) = roll_ups {
-                roll_ups.stored(StoredSegment {
-                    name: segment.name,
-                    stored_size: sealed.stored_size(),
-                    wal: segment.descriptor,
-                });
-            }
-            Ok(Done::Segment { number, spare })
+            let (sealed, spare) = uploader.seal(facts, plain).await?;
+            Ok(Done::Sealed {
+                number,
+                sealed: Arc::new(sealed),
+                spare,
+            })
         });
     }
 
@@ -309,14 +345,19 @@ impl Streaming {
         }
     }
 
-    /// Seals the tail chunk that is due, if one is, and starts to store it. Sealing happens here: the bytes are in the open segment's
-    /// buffer, a copy of them would cost as much.
+    /// It could not be reported before the segments before it; and of two at a time the second would hold what the first one does not.
+    fn may_start_chunk(&self) -> bool {
+        self.chunk.is_none() && self.lanes.unsettled_segments() == 0 && !self.lanes.is_full()
+    }
+
+    /// Seals the tail chunk that is due, if one is, and has it stored. Sealing happens here: the bytes are in the open segment's buffer, a copy
+    /// of them would cost as much.
     fn start_tail_chunk(&mut self) -> Result<()> {
-        // It could not be reported before those are stored.
-        if self.segments_in_flight > 0 {
+        if !self.may_start_chunk() {
             return Ok(());
         }
-        let Some(range) = self.tail.take(self.assembler.offset(), Instant::now()) else {
+        let now = Instant::now();
+        let Some(range) = self.tail.take(self.assembler.offset(), now) else {
             return Ok(());
         };
         let (from, to, segment) = (range.from, range.to, self.assembler.number());
@@ -335,36 +376,243 @@ impl Streaming {
             wal,
         };
         let plain = &self.assembler.bytes()[from as usize..to as usize];
-        let uploader = self.receiver.uploader.clone();
+        let uploader = &self.receiver.uploader;
         let sealed = tokio::task::block_in_place(|| uploader.seal_here(facts, plain))?;
-        self.jobs.spawn(async move {
-            uploader.put(&sealed).await?;
-            tracing::debug!(chunk = %sealed.key, bytes = sealed.stored_size(), "tail chunk stored");
-            Ok(Done::Tail { segment, to })
-        });
+        let number = self.lanes.push(Covers::Tail(segment, to), now);
+        self.lanes.sealed(number, Arc::new(sealed));
+        self.chunk = Some(number);
         Ok(())
     }
 
-    fn finish(&mut self, done: Done) {
+    /// Does whatever can be done now without waiting: lanes that hold up the others are let go, those that have caught up take part again, and
+    /// what is ready is stored.
+    fn pump(&mut self) -> Result<()> {
+        let now = Instant::now();
+        for lane in self.lanes.let_go(now) {
+            self.give_up_put(lane);
+            self.requests[lane] = None;
+            tracing::warn!(
+                repository = self.name(lane),
+                "this repository holds up the others: it is left behind, and filled up from them when it can be"
+            );
+        }
+        for lane in 0..self.puts.len() {
+            self.follow_filling(lane, now);
+        }
+        self.settle_chunk();
+        self.start_tail_chunk()?;
+        for (lane, number, sealed) in self.lanes.start() {
+            self.start_put(lane, number, sealed);
+        }
+        self.remind(now);
+        Ok(())
+    }
+
+    fn settle_chunk(&mut self) {
+        if self
+            .chunk
+            .is_some_and(|number| self.lanes.is_settled(number))
+        {
+            self.chunk = None;
+            self.tail.finish();
+        }
+    }
+
+    fn follow_filling(&mut self, lane: usize, now: Instant) {
+        let done =
+            self.requests[lane].is_some_and(|request| self.receiver.fillers.is_done(lane, request));
+        match self.lanes.state(lane) {
+            LaneState::Behind(_) if done || self.requests[lane].is_none() => {
+                // The first time through the bulk is copied, and nobody waits for it.
+                if done {
+                    self.lanes.join(lane);
+                }
+                let live = (0..self.puts.len())
+                    .filter(|lane| matches!(self.lanes.state(*lane), LaneState::Live));
+                let request = self.receiver.fillers.request(lane, live.collect());
+                self.requests[lane] = Some(request);
+            }
+            LaneState::Joining(since) if done => {
+                self.lanes.joined(lane, now);
+                self.requests[lane] = None;
+                tracing::info!(
+                    repository = self.name(lane),
+                    seconds = now.duration_since(since).as_secs(),
+                    "this repository has caught up"
+                );
+            }
+            LaneState::Live | LaneState::Refused => self.requests[lane] = None,
+            LaneState::Behind(_) | LaneState::Joining(_) => {}
+        }
+    }
+
+    fn start_put(&mut self, lane: usize, number: u64, sealed: Arc<Sealed>) {
+        let uploader = self.receiver.uploader.clone();
+        let roll_ups = self.receiver.roll_ups.get(lane).cloned();
+        let put = self.jobs.spawn(async move {
+            let stored = uploader.put_to(lane, &sealed).await;
+            if let Ok(stored) = &stored {
+                let already = *stored == Stored::Already;
+                tracing::debug!(object = %sealed.key, lane, already, bytes = sealed.stored_size(), "stored");
+                if let (Some(roll_ups), ObjectKey::Segment { name, .. }, Some(wal)) =
+                    (roll_ups, &sealed.key, &sealed.descriptor.wal)
+                {
+                    roll_ups.stored(StoredSegment {
+                        name: *name,
+                        stored_size: sealed.stored_size(),
+                        wal: wal.clone(),
+                    });
+                }
+            }
+            let stored = stored.map(drop);
+            Ok(Done::Put {
+                lane,
+                number,
+                stored,
+            })
+        });
+        self.puts[lane] = Some(put);
+    }
+
+    fn give_up_put(&mut self, lane: usize) {
+        if let Some(put) = self.puts[lane].take() {
+            put.abort();
+        }
+    }
+
+    fn finish(&mut self, done: Done) -> Result<()> {
         match done {
-            Done::Segment { number, spare } => {
-                self.segments_in_flight -= 1;
-                self.progress.seal(number);
+            Done::GivenUp => {}
+            Done::Sealed {
+                number,
+                sealed,
+                spare,
+            } => {
+                self.lanes.sealed(number, sealed);
                 if self.spare.len() < SPARE_BUFFERS {
                     self.spare.push(spare);
                 }
             }
-            Done::Tail { segment, to } => {
-                self.tail.finish();
-                self.progress.store_tail(segment, to);
+            Done::Put {
+                lane,
+                number,
+                stored: Ok(()),
+            } => {
+                self.lanes.stored(lane, number, Instant::now());
+                self.settle_chunk();
+            }
+            Done::Put {
+                lane,
+                stored: Err(error),
+                ..
+            } => {
+                self.lanes.refuse(lane, Instant::now());
+                self.receiver.uploader.can_go_on(error)?;
+                let lanes = 0..self.puts.len();
+                let states = lanes.map(|lane| self.lanes.state(lane));
+                if !states.into_iter().any(|state| state == LaneState::Live) {
+                    // What is in flight is nowhere: the stream begins again where the others end.
+                    return Err(Error::ConnectionLost {
+                        during: "storing WAL in the last repository that was level".into(),
+                        source: None,
+                    });
+                }
             }
         }
+        Ok(())
+    }
+
+    fn name(&self, lane: usize) -> &str {
+        self.receiver.uploader.repositories()[lane].name()
+    }
+
+    /// Says of each repository that is behind how far, and what follows for the server.
+    fn remind(&mut self, now: Instant) {
+        if self
+            .reminded
+            .is_some_and(|at| now.duration_since(at) < REMINDER)
+        {
+            return;
+        }
+        let durable: Vec<_> = self.lanes.durable().collect();
+        let flush = self.positions().flush;
+        for (lane, durable) in durable.into_iter().enumerate() {
+            let (LaneState::Behind(since) | LaneState::Joining(since)) = self.lanes.state(lane)
+            else {
+                continue;
+            };
+            self.reminded = Some(now);
+            let (name, seconds) = (self.name(lane), now.duration_since(since).as_secs());
+            let behind_bytes = durable.and_then(|lsn| self.lanes.received().distance_from(lsn));
+            let held = flush < self.assembler.position() && self.holds_server(lane);
+            match held {
+                true => tracing::warn!(
+                    repository = name,
+                    seconds,
+                    ?behind_bytes,
+                    "this repository is behind, and ack needs it: the server KEEPS ALL WAL until it has caught up"
+                ),
+                false => tracing::warn!(
+                    repository = name,
+                    seconds,
+                    ?behind_bytes,
+                    "this repository is behind the others"
+                ),
+            }
+        }
+    }
+
+    /// Whether the server could forget more if this lane had everything.
+    fn holds_server(&self, lane: usize) -> bool {
+        let received = self.lanes.received();
+        let others = self.lanes.durable().enumerate();
+        let with = others.map(|(number, durable)| match number == lane {
+            true => Some(received),
+            false => durable,
+        });
+        let ack = self.receiver.uploader.ack();
+        positions(ack, received, with, false).flush > self.positions().flush
+    }
+
+    fn positions(&self) -> Positions {
+        let ack = self.receiver.uploader.ack();
+        let durable = self.lanes.durable();
+        positions(ack, self.lanes.received(), durable, self.receiver.sync)
+    }
+
+    /// Whether every repository that takes part has all that was received.
+    fn is_level(&self) -> bool {
+        let lanes = self.lanes.durable().enumerate();
+        let live = lanes.filter(|(lane, _)| self.lanes.state(*lane) == LaneState::Live);
+        live.into_iter()
+            .all(|(_, durable)| durable == Some(self.lanes.received()))
+    }
+
+    /// The connection is lost, perhaps with the server: stores what it had sent before anything else is tried. Where the server lives, its slot
+    /// keeps all of it anyway.
+    async fn store_what_came(&mut self) -> Result<()> {
+        let by = Instant::now() + RESCUE_DEADLINE;
+        self.tail.ask();
+        while !self.is_level() && Instant::now() < by {
+            self.pump()?;
+            let due = self.tail.due().filter(|_| self.may_start_chunk());
+            let wait = [due, self.lanes.patience_ends()].into_iter().flatten();
+            let until = wait.fold(by, Instant::min);
+            let stop = &mut self.receiver.stop;
+            let done = tokio::select! {
+                _ = stop.wait_for(|stop| *stop) => return Ok(()),
+                Some(done) = self.jobs.join_next() => finished(done)?,
+                () = tokio::time::sleep_until(until.into()) => continue,
+            };
+            self.finish(done)?;
+        }
+        Ok(())
     }
 
     /// Tells the server where we are, if it asked, if more became durable, or if it has not heard of us for long.
     async fn answer(&mut self, connection: &mut Connection) -> Result<()> {
         let now = Instant::now();
-        let positions = self.progress.positions(self.receiver.sync);
+        let positions = self.positions();
         let due = match self.told {
             None => true,
             Some((told, at)) => {
@@ -398,59 +646,21 @@ impl Streaming {
     }
 
     async fn stop(&mut self, connection: &mut Connection, stored: bool) -> Result<StreamEnd> {
-        let positions = self.progress.positions(self.receiver.sync);
+        let positions = self.positions();
         self.tell(connection, positions).await?;
         if stored {
             tracing::info!(stored_to = %positions.flush, "stopped, everything received is stored");
         } else {
-            tracing::warn!(received_to = %self.progress.received(), stored_to = %positions.flush,
+            tracing::warn!(received_to = %self.lanes.received(), stored_to = %positions.flush,
                 "stopped with WAL that is not stored yet: the server's slot keeps it");
         }
         Ok(StreamEnd::Stopped)
     }
 
-    /// After the connection broke: stores what has arrived. The server may not have it any more when we come back, as when it ended the connection
-    /// because it gave the slot up; and a session that begins at what is stored must not take for lost what was only in flight.
-    async fn store_received(&mut self) {
-        let mut stop = self.receiver.stop.clone();
-        let patience = async {
-            tokio::select! {
-                () = tokio::time::sleep(RESCUE_DEADLINE) => {}
-                _ = stop.wait_for(|stop| *stop) => tokio::time::sleep(STOP_DEADLINE).await,
-            }
-        };
-        let stored = tokio::select! {
-            stored = self.finish_jobs() => stored,
-            () = patience => return,
-        };
-        if let Err(error) = stored {
-            tracing::warn!(
-                error = error_text(&error),
-                "what arrived before the connection broke is not stored; it is asked for again"
-            );
-        }
-    }
-
-    async fn finish_jobs(&mut self) -> Result<()> {
-        loop {
-            self.tail.ask();
-            self.start_tail_chunk()?;
-            match (self.jobs.join_next().await, self.tail.due()) {
-                (Some(Ok(done)), _) => self.finish(done?),
-                (Some(Err(error)), _) => {
-                    return Err(Error::Protocol {
-                        during: "storing WAL".into(),
-                        reason: error.to_string(),
-                    });
-                }
-                (None, Some(due)) => tokio::time::sleep_until(due.into()).await,
-                (None, None) => return Ok(()),
-            }
-        }
-    }
-
     /// Waits until all of the ended timeline is durable, its last segment as `.partial`.
     async fn end_timeline(mut self, switch_point: Lsn) -> Result<()> {
+        // The rest goes with the `.partial`.
+        self.tail = TailSchedule::new(Duration::ZERO);
         if let Some(partial) = self.assembler.take_partial(self.decoder, switch_point)? {
             let tag = crc32fast::hash(&partial.plain);
             let key = ObjectKey::Partial {
@@ -463,41 +673,45 @@ impl Streaming {
                 pg_version: self.receiver.pg_version,
                 wal: Some(partial.descriptor),
             };
-            let uploader = self.receiver.uploader.clone();
-            let number = partial.number;
-            let before = self.last_segment.take();
-            self.jobs.spawn(async move {
-                let (sealed, spare) = uploader.seal(facts, partial.plain).await?;
-                wait_for_turn(before).await;
-                uploader.put(&sealed).await?;
-                Ok(Done::Segment { number, spare })
-            });
+            let covers = Covers::Segment(partial.number);
+            let number = self.lanes.push(covers, Instant::now());
+            self.seal(number, facts, partial.plain);
         }
-        while let Some(done) = tokio::select! {
-            done = self.jobs.join_next() => done,
-            _ = self.receiver.stop.wait_for(|stop| *stop) => {
-                return Err(Error::Timeout { during: "storing the end of a timeline".into(), after: Duration::ZERO });
+        self.lanes.end(Instant::now());
+        let mut leave_stragglers = None;
+        loop {
+            self.pump()?;
+            let level = self.lanes.is_empty();
+            if self.lanes.all_settled() {
+                leave_stragglers.get_or_insert_with(|| Instant::now() + STRAGGLER_GRACE);
             }
-        } {
-            match done {
-                Ok(done) => drop(done?),
-                Err(error) => {
-                    return Err(Error::Protocol {
-                        during: "storing WAL".into(),
-                        reason: error.to_string(),
-                    });
+            if level || leave_stragglers.is_some_and(|until| Instant::now() >= until) {
+                return Ok(());
+            }
+            let wait = [leave_stragglers, self.lanes.patience_ends()]
+                .into_iter()
+                .flatten();
+            let until = wait.fold(Instant::now() + STATUS_INTERVAL, Instant::min);
+            let done = tokio::select! {
+                done = self.jobs.join_next(), if !self.jobs.is_empty() => done,
+                () = tokio::time::sleep_until(until.into()) => None,
+                _ = self.receiver.stop.wait_for(|stop| *stop) => {
+                    return Err(Error::Timeout { during: "storing the end of a timeline".into(), after: Duration::ZERO });
                 }
+            };
+            if let Some(done) = done {
+                self.finish(finished(done)?)?;
             }
         }
-        Ok(())
     }
 }
 
-/// Until the segment before is stored. If that fails its error ends the stream, and with it all who wait here.
-async fn wait_for_turn(before: Option<oneshot::Receiver<()>>) {
-    if let Some(before) = before
-        && before.await.is_err()
-    {
-        std::future::pending::<()>().await;
+/// What became of a job.
+fn finished(done: Result<Result<Done>, JoinError>) -> Result<Done> {
+    match done {
+        Ok(done) => done,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        // Only what a lane was storing when it was let go is ever cancelled.
+        Err(_) => Ok(Done::GivenUp),
     }
 }
