@@ -1,7 +1,8 @@
-//! What `walden window` takes over a year of WAL on a real S3 server, as a process: with roll-ups, without (fewer segments), and `walden list`
-//! beside it. The archive is made: names, roll-ups and backups are real, segments are empty.
+//! What `walden window` takes over a year of WAL, as a process: 100,000 segments in a folder, and on a real S3 server, where every request is
+//! counted on its way; `walden list` and `walden verify --presence` beside it. The archive is made: names, roll-ups and backups are real,
+//! segments are empty.
 //!
-//! `WALDEN_BENCH_SEGMENTS` sets the number of segments; 100000 of 16 MiB are a year at 3 MiB a minute. The default is less, for CI.
+//! `WALDEN_BENCH_SEGMENTS` sets the number of segments on S3, which takes most of the time to fill. The default is less than a year, for CI.
 #![expect(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -15,142 +16,76 @@
     reason = "shared with the integration tests, which use the rest"
 )]
 mod support;
+#[path = "../pitr/tests/support/synthetic.rs"]
+mod synthetic;
 
 use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt;
-use repository::descriptor::WalDescriptor;
-use repository::index::{RollUp, RolledUp};
-use repository::key::{BackupObject, ClusterId, ObjectKey};
-use repository::sealed::{BufferPool, Compression, Facts, SealPolicy, Sealer};
+use repository::Store;
 use repository::store::StoreOptions;
-use repository::{Repository, Store};
 use support::object_store::Bucket;
 use support::scratch::Scratch;
 use support::walden::Walden;
-use wal_format::{Lsn, SegmentName, SegmentNumber, SegmentSize, TimelineId};
+use synthetic::{Archive, LOG, STUB, name, segment_key, start};
 
-const SIZE: SegmentSize = SegmentSize::DEFAULT;
-/// Segments of a log.
-const LOG: u64 = 256;
-const DEFAULT_SEGMENTS: u64 = 10_000;
+/// A year of 16 MiB segments at 3 MiB a minute.
+const YEAR: u64 = 100_000;
+/// On S3 by default.
+const DEFAULT_SEGMENTS: u64 = 20_000;
 /// Segments at the end that are real objects, if without WAL.
 const SEALED: u64 = 8;
 /// What the answer over a year may take.
 const GOAL: Duration = Duration::from_secs(2);
 
-fn name(number: u64) -> SegmentName {
-    SegmentName::new(TimelineId::FIRST, SegmentNumber::new(number), SIZE)
-}
-
-fn start(number: u64) -> Lsn {
-    SIZE.start(SegmentNumber::new(number))
-}
-
-fn time(number: u64) -> jiff::Timestamp {
-    jiff::Timestamp::from_second(1_760_000_000 + 315 * i64::try_from(number).unwrap()).unwrap()
-}
-
-fn wal(number: u64) -> WalDescriptor {
-    WalDescriptor {
-        start_lsn: start(number),
-        end_lsn: start(number + 1),
-        first_record: Some(start(number).saturating_add(40)),
-        first_record_prev: Some(start(number - 1).saturating_add(80)),
-        last_record: Some(start(number).saturating_add(80)),
-        transactions: Some(1234),
-        time_min: Some(time(number)),
-        time_max: Some(time(number)),
-        ..WalDescriptor::default()
-    }
-}
-
-/// Whole logs of segments, a roll-up for each, a backup a week.
-async fn build(repository: &Repository, store: &Store, segments: u64) {
-    let cluster = ClusterId::new(7);
-    let document = serde_json::json!({
-        "format": 1, "system_identifier": "7", "pg_version": 18, "block_size": 8192, "wal_segment_size": SIZE.bytes(),
-        "created": time(0),
-    });
-    let identity =
-        serde_json::json!({ "format": 1, "repository_id": "0".repeat(32), "created": time(0) });
-    repository
-        .put_json(&ObjectKey::Repository, &identity)
-        .await
-        .unwrap();
-    repository
-        .put_json(&ObjectKey::Cluster(cluster), &document)
-        .await
-        .unwrap();
-    // The ends are read from the objects themselves.
-    let policy = SealPolicy {
-        recipients: None,
-        compression: Compression::Lz4,
-        minimal_descriptor: false,
-    };
-    let mut sealer = Sealer::new(policy, BufferPool::new(1));
-    let mut sizes = BTreeMap::new();
-    for number in segments - SEALED..segments {
-        let facts = Facts {
-            key: ObjectKey::Segment {
-                cluster,
-                name: name(number),
-            },
-            pg_version: 18,
-            wal: Some(wal(number)),
-        };
-        let sealed = sealer.seal(facts, b"no WAL").unwrap();
-        repository.put(&sealed).await.unwrap();
-        sizes.insert(number, sealed.stored_size());
-    }
-    let puts = (1..segments - SEALED).map(|number| {
-        let key = ObjectKey::Segment {
-            cluster,
-            name: name(number),
-        };
-        async move { store.put_new(&key.to_string(), "stub").await.map(drop) }
-    });
-    let mut puts = futures_util::stream::iter(puts).buffer_unordered(16);
-    while let Some(put) = puts.next().await {
-        put.unwrap();
-    }
-    for log in 0..segments / LOG {
-        let numbers = (log * LOG).max(1)..(log + 1) * LOG;
-        let rolled = |number| RolledUp {
-            stored_size: sizes.get(&number).copied().unwrap_or(4),
-            wal: wal(number),
-        };
-        let segments: BTreeMap<_, _> = numbers
-            .map(|number| (name(number), rolled(number)))
-            .collect();
-        let roll_up = RollUp {
-            cluster,
-            timeline: TimelineId::FIRST,
-            log: u32::try_from(log).unwrap(),
-            segments,
-        };
-        repository.put_roll_up(&roll_up).await.unwrap();
-    }
-    for week in 0..segments / 1920 + 1 {
-        let from = 1 + week * 1920;
-        let label = format!("20260101T{week:06}Z-full-0000");
-        let key = ObjectKey::Backup {
-            cluster,
-            label: label.parse().unwrap(),
-            object: BackupObject::Descriptor,
-        };
-        let document = serde_json::json!({
-            "format": 1, "label": label, "kind": "full", "system_identifier": "7", "pg_version": 18, "server_version": "18.1",
-            "wal_segment_size": SIZE.bytes(), "timeline": 1, "lineage": "", "start_lsn": start(from).saturating_add(40).to_string(),
-            "stop_lsn": start(from).saturating_add(60).to_string(), "started": time(from), "stopped": time(from), "from_standby": false,
-            "tablespaces": [], "parts": [], "manifest_size": "1", "plain_size": "1", "stored_size": "1",
-        });
-        repository.put_json(&key, &document).await.unwrap();
-    }
-}
-
 fn main() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    folder(&runtime);
+    s3(&runtime);
+}
+
+fn folder(runtime: &tokio::runtime::Runtime) {
+    let segments = YEAR / LOG * LOG + LOG;
+    let scratch = Scratch::new();
+    let root = scratch.join("year");
+    std::fs::create_dir(&root).unwrap();
+    let url = format!("file://{}", root.display());
+    let store = Store::open(&url, StoreOptions::default()).unwrap();
+    let begun = Instant::now();
+    let mut archive = Archive::new(store);
+    runtime.block_on(async {
+        archive.found().await;
+        for number in segments - SEALED..segments {
+            archive.seal(number).await;
+        }
+        // Past the store, which would wait for the disk a hundred thousand times.
+        for number in 1..segments - SEALED {
+            let path = root.join(segment_key(number).to_string());
+            if number % LOG == 0 || number == 1 {
+                std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            }
+            std::fs::write(path, STUB).unwrap();
+            archive.sizes.insert(name(number), STUB.len() as u64);
+        }
+        archive.roll_up_and_back_up(segments).await;
+    });
+    println!(
+        "window: {segments} segments in a folder, built in {:.1?}",
+        begun.elapsed()
+    );
+    let walden = Walden::in_directory(scratch.path());
+    let [window, list, presence] = measure(&walden, &url, segments);
+    println!(
+        "window: {segments} segments in a folder: walden window {window:.2?} (goal {GOAL:?}), list {list:.2?}, verify --presence {presence:.2?}"
+    );
+    assert!(window < GOAL, "{window:?}");
+}
+
+fn s3(runtime: &tokio::runtime::Runtime) {
     let segments = std::env::var("WALDEN_BENCH_SEGMENTS")
         .ok()
         .and_then(|text| text.parse().ok())
@@ -158,7 +93,7 @@ fn main() {
     // Whole logs, so that everything is rolled up.
     let segments = (segments / LOG).max(1) * LOG;
     let bucket = Bucket::new();
-    let environment: BTreeMap<String, String> = bucket.environment().into_iter().collect();
+    let mut environment: BTreeMap<String, String> = bucket.environment().into_iter().collect();
     let variable = |name: &str| environment.get(name).cloned();
     let options = StoreOptions {
         endpoint: variable("AWS_ENDPOINT_URL"),
@@ -168,37 +103,58 @@ fn main() {
         ..StoreOptions::default()
     };
     let url = bucket.url("year");
-    let store = Store::open(&url, options).unwrap();
-    let repository = Repository::new("bench", store.clone());
-    let runtime = tokio::runtime::Runtime::new().unwrap();
     let begun = Instant::now();
-    runtime.block_on(build(&repository, &store, segments));
+    let mut archive = Archive::new(Store::open(&url, options).unwrap());
+    runtime.block_on(async {
+        archive.found().await;
+        for number in segments - SEALED..segments {
+            archive.seal(number).await;
+        }
+        archive.stubs(1..segments - SEALED).await;
+        archive.roll_up_and_back_up(segments).await;
+    });
     println!(
         "window: {segments} segments on S3, built in {:.1?}",
         begun.elapsed()
     );
-    for wide in [false, true] {
-        let begun = Instant::now();
-        let listed = runtime.block_on(async {
-            match wide {
-                false => store.list("7").await,
-                true => store.list_wide("7", 3).await,
-            }
-        });
-        let (objects, took) = (listed.unwrap().len(), begun.elapsed());
-        let how = if wide {
-            "several folders at a time"
-        } else {
-            "page by page"
-        };
-        println!("window: {objects} objects listed {how} in {took:.2?}");
-    }
     let scratch = Scratch::new();
-    let walden = Walden::in_directory(scratch.path()).envs(bucket.environment());
-    let timed = |arguments: &[&str]| {
-        let best = (0..3).map(|_| {
+    let direct = Walden::in_directory(scratch.path()).envs(environment.clone());
+    let [window, list, presence] = measure(&direct, &url, segments);
+    let counter = Counter::before(&environment["AWS_ENDPOINT_URL"]);
+    let endpoint = format!("http://127.0.0.1:{}", counter.port);
+    environment.insert("AWS_ENDPOINT_URL".into(), endpoint);
+    let counted = Walden::in_directory(scratch.path()).envs(environment);
+    for (what, took, arguments) in [
+        ("window", window, &["window"][..]),
+        ("list", list, &["list"]),
+        ("verify --presence", presence, &["verify", "--presence"]),
+    ] {
+        let before = counter.requests.load(Ordering::Relaxed);
+        let output = counted.run(arguments.iter().copied().chain([url.as_str(), "--json"]));
+        assert!(
+            output.stdout.contains(&start(segments).to_string()),
+            "{output}"
+        );
+        let requests = counter.requests.load(Ordering::Relaxed) - before;
+        // A listing and a roll-up for each log, and what does not grow: folders, backups, the ends.
+        assert!(
+            (20..=2 * (segments / LOG) + 250).contains(&requests),
+            "{what}: {requests} requests"
+        );
+        println!(
+            "window: {segments} segments on S3: walden {what} {took:.2?}, {requests} requests"
+        );
+    }
+    let year = window.mul_f64(YEAR as f64 / segments as f64);
+    println!("window: on S3 for {YEAR} segments at most {year:.2?} (goal {GOAL:?})");
+}
+
+/// The best of a few runs of `window`, `list` and `verify --presence`.
+fn measure(walden: &Walden, url: &str, segments: u64) -> [Duration; 3] {
+    [&["window"][..], &["list"], &["verify", "--presence"]].map(|arguments| {
+        let times = (0..3).map(|_| {
             let begun = Instant::now();
-            let output = walden.run(arguments.iter().copied());
+            let output = walden.run(arguments.iter().copied().chain([url, "--json"]));
             let took = begun.elapsed();
             assert!(
                 output.stdout.contains(&start(segments).to_string()),
@@ -206,11 +162,54 @@ fn main() {
             );
             took
         });
-        best.min().unwrap()
-    };
-    let window = timed(&["window", &url, "--json"]);
-    let list = timed(&["list", &url, "--json"]);
-    let year = window.mul_f64(100_000.0 / segments as f64);
-    println!("window: walden window {window:.2?}, walden list {list:.2?}");
-    println!("window: for 100000 segments at most {year:.2?} (goal {GOAL:?})");
+        times.min().unwrap()
+    })
+}
+
+/// Passes connections on and counts the requests in them.
+struct Counter {
+    port: u16,
+    requests: Arc<AtomicU64>,
+}
+
+impl Counter {
+    fn before(endpoint: &str) -> Self {
+        let server = endpoint.strip_prefix("http://").unwrap().to_owned();
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let requests = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&requests);
+        // Threads end with their connections, and the listening one with the program.
+        std::thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                let server = TcpStream::connect(&server).unwrap();
+                for (from, to, counted) in [
+                    (&client, &server, Some(Arc::clone(&counted))),
+                    (&server, &client, None),
+                ] {
+                    let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+                    std::thread::spawn(move || pass_on(from, to, counted.as_deref()));
+                }
+            }
+        });
+        Self { port, requests }
+    }
+}
+
+/// Each request without a body comes as one piece that begins with its method.
+fn pass_on(mut from: TcpStream, mut to: TcpStream, counted: Option<&AtomicU64>) {
+    let mut piece = vec![0; 64 << 10];
+    while let Ok(length @ 1..) = from.read(&mut piece) {
+        let bytes = &piece[..length];
+        if let Some(requests) = counted
+            && (bytes.starts_with(b"GET ") || bytes.starts_with(b"HEAD "))
+        {
+            requests.fetch_add(1, Ordering::Relaxed);
+        }
+        if to.write_all(bytes).is_err() {
+            break;
+        }
+    }
+    // The other direction may be closed already.
+    to.shutdown(Shutdown::Write).unwrap_or_default();
 }

@@ -107,8 +107,11 @@ pub(crate) async fn ask_server(info: &ConnectionInfo, slot: &str) -> archiver::R
     let mut replication =
         Connection::connect_with(info, Mode::PhysicalReplication, PATIENCE).await?;
     let identity = replication.identify_system().await?;
+    let host = replication.host().clone();
     replication.close().await?;
     let mut info = info.clone();
+    // The same one of several.
+    info.hosts = vec![host];
     info.database.get_or_insert_with(|| "postgres".to_owned());
     let mut sql = Connection::connect_with(&info, Mode::Sql, PATIENCE).await?;
     let status = sql.slot_status(slot).await?;

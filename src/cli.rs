@@ -11,7 +11,7 @@ use clap::{ArgAction, Args, Parser, Subcommand, ValueEnum, ValueHint};
 use repository::identity::SecretReference;
 
 use crate::commands;
-use crate::config::{Config, RepositoryOverride, parse_secret_reference};
+use crate::config::{Config, Overrides, RepositoryOverride, parse_secret_reference};
 use crate::exit_code::ExitCode;
 use crate::failure::Advise;
 
@@ -238,6 +238,41 @@ pub(crate) struct SourceArgs {
 
     #[command(flatten)]
     pub(crate) store: StoreArgs,
+}
+
+/// What opens encrypted objects, for commands that can do without.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct IdentityArgs {
+    /// Where the identity is kept: file:PATH, env:NAME or cmd:COMMAND
+    #[arg(long, env = "WALDEN_IDENTITY", value_name = "REF", value_parser = parse_secret_reference, hide_env_values = true)]
+    identity: Option<SecretReference>,
+}
+
+/// The same, for commands that must know what they read.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct KeyArgs {
+    #[command(flatten)]
+    pub(crate) identity: IdentityArgs,
+
+    /// Accept unencrypted objects although an identity is given
+    #[arg(long)]
+    pub(crate) allow_plain: bool,
+}
+
+impl IdentityArgs {
+    /// The identity named on the command line or in the environment.
+    pub(crate) fn reference(&self) -> Option<&SecretReference> {
+        self.identity.as_ref()
+    }
+
+    /// The configuration with this identity, and the repository named on the command line, if one is.
+    pub(crate) fn overrides(&self, source: &SourceArgs) -> Overrides {
+        Overrides {
+            identity: self.identity.clone(),
+            repository: source.repository(),
+            ..Overrides::default()
+        }
+    }
 }
 
 impl SourceArgs {

@@ -4,6 +4,7 @@
 //! Order: flag, environment variable, file, default (clap merges the first two). Does not talk to a server or a store, and
 //! does not fetch secrets.
 
+mod edit;
 mod guard;
 mod locate;
 mod reader;
@@ -19,6 +20,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use ::repository::identity::{Identities, Recipients, SecretReference};
+use ::repository::key::ClusterId;
 pub(crate) use ::repository::mirror::Ack;
 use ::repository::sealed::{Compression, MAX_RECIPIENTS};
 use anyhow::{Context, Result};
@@ -78,6 +80,10 @@ pub(crate) struct Postgres {
     pub(crate) slot: String,
     /// The one cluster that may be archived here; written by `walden init`.
     pub(crate) system_identifier: Option<NonZeroU64>,
+    /// Which incarnation of it; 0 for the first. Written by `walden init --new-incarnation`.
+    pub(crate) incarnation: u32,
+    /// Whether `walden run` keeps a slot on each of the other listed servers too.
+    pub(crate) standby_slots: bool,
 }
 
 /// How WAL is stored.
@@ -157,6 +163,8 @@ impl Default for Postgres {
             conninfo: None,
             slot: "walden".to_owned(),
             system_identifier: None,
+            incarnation: 0,
+            standby_slots: true,
         }
     }
 }
@@ -289,6 +297,17 @@ impl Config {
                 warnings,
             })
         })
+    }
+
+    /// The text of a file with another incarnation, if it can be changed so that nothing else in it means anything else.
+    pub(crate) fn with_incarnation(text: &str, path: &Path, incarnation: u32) -> Option<String> {
+        let changed = edit::with_incarnation(text, incarnation)?;
+        let mut before = Self::parse(text, path).ok()?;
+        before.postgres.incarnation = incarnation;
+        let after = Self::parse(&changed, path).ok()?;
+        // Warnings name lines, which may have moved.
+        before.warnings.clone_from(&after.warnings);
+        (before == after).then_some(changed)
     }
 
     fn without_file() -> Self {
@@ -450,8 +469,28 @@ impl Postgres {
             })?;
             postgres.system_identifier = Some(parsed);
         }
+        if let Some(incarnation) = table.integer("incarnation")? {
+            postgres.incarnation = u32::try_from(incarnation.value).map_err(|_| {
+                incarnation.complain("`incarnation` is a number from 0 (the first) on")
+            })?;
+            if postgres.system_identifier.is_none() {
+                let complaint = incarnation.complain("`incarnation` is of no cluster");
+                return Err(complaint.hint("name the `system_identifier` too"));
+            }
+        }
+        if let Some(wanted) = table.boolean("standby_slots")? {
+            postgres.standby_slots = wanted.value;
+        }
         table.finish()?;
         Ok(postgres)
+    }
+
+    /// The cluster that is archived, if the file names it.
+    pub(crate) fn cluster(&self) -> Option<ClusterId> {
+        Some(ClusterId {
+            system_identifier: self.system_identifier?.get(),
+            incarnation: self.incarnation,
+        })
     }
 
     /// Whether `conninfo` itself holds a password.

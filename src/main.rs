@@ -8,6 +8,7 @@ mod copy_report;
 mod exit_code;
 mod failure;
 mod hook;
+mod left_behind;
 mod logging;
 mod memory;
 mod open;

@@ -170,10 +170,9 @@ pub(crate) async fn find_cluster(
     named: Option<&str>,
 ) -> Result<ClusterDocument> {
     let repository = repositories.into();
-    let configured = config.postgres.system_identifier;
     let wanted: Option<ClusterId> = match named {
         Some(text) => Some(text.parse().exit_code(ExitCode::Usage)?),
-        None => configured.map(|identifier| ClusterId::new(identifier.get())),
+        None => config.postgres.cluster(),
     };
     if let Some(cluster) = wanted {
         let found = repository.fetch_cluster(cluster).await?;

@@ -178,6 +178,7 @@ fn line(label: &str, done: u64, total: Option<u64>, elapsed: Duration) -> String
 
 fn summary(label: &str, done: u64, elapsed: Duration) -> String {
     let rate = rate(done, elapsed)
+        .filter(|rate| *rate > 0)
         .map(|rate| format!(", {}/s", ByteSize::new(rate)))
         .unwrap_or_default();
     format!(
@@ -214,6 +215,7 @@ mod tests {
             summary("backup", 1 << 30, ten),
             "backup: 1.0 GiB in 10.0s, 102.4 MiB/s"
         );
+        assert_eq!(summary("verify", 0, ten), "verify: 0 B in 10.0s");
         assert_eq!(
             line("x", u64::MAX, Some(u64::MAX), ten),
             "x: 16.0 EiB of 16.0 EiB (100%), 1.6 EiB/s, 0ms left"

@@ -240,7 +240,7 @@ pub(crate) async fn make_cluster(
         repository.url(),
         cluster.id()
     ))
-    .hint("its WAL cannot go on in the same place: use another repository URL for it")
+    .hint("its WAL cannot go on in the same place: `walden init --new-incarnation` opens one beside it")
     .exit_code(ExitCode::Integrity)
 }
 

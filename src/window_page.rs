@@ -353,26 +353,11 @@ fn ranges(page: &mut String, backups: &[BackupRange]) -> fmt::Result {
 }
 
 fn gaps(page: &mut String, windows: &RepositoryWindows) -> fmt::Result {
-    let histories: Vec<String> = windows
-        .timelines
-        .iter()
-        .filter(|timeline| timeline.lacks_history)
-        .map(|timeline| {
-            format!(
-                "timeline {}: its history file is missing",
-                timeline.timeline
-            )
-        })
-        .collect();
-    let holes = windows.gaps.iter().map(ToString::to_string);
-    let all: Vec<String> = holes
-        .chain(histories)
-        .chain(windows.problems.iter().cloned())
-        .collect();
+    let all = windows.unreachable();
     if all.is_empty() {
         return Ok(());
     }
-    page.push_str("<h3>Gaps</h3>\n<ul class=\"bad\">\n");
+    page.push_str("<h3>What cannot be reached</h3>\n<ul class=\"bad\">\n");
     for gap in all {
         writeln!(page, "<li>{}</li>", escape(&gap))?;
     }

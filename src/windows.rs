@@ -33,6 +33,8 @@ pub(crate) struct Window {
     timeline: u32,
     /// What stops it, if something later is stored.
     ends_at_gap: Option<String>,
+    /// Every segment's description was read; else the names of those in the middle were believed.
+    proven: bool,
 }
 
 impl Window {
@@ -48,7 +50,13 @@ impl Window {
             to_lsn: to.lsn.to_string(),
             timeline: to.timeline.get(),
             ends_at_gap: gap_text(&reach.ends),
+            proven: reach.proven,
         })
+    }
+
+    /// Whether segments in the middle were believed by their names.
+    pub(crate) fn is_by_name(&self) -> bool {
+        !self.proven
     }
 
     /// For people, in one line.
@@ -230,6 +238,9 @@ pub(crate) struct Range {
     pub(crate) proven: bool,
 }
 
+/// A range that ends where WAL is missing, which is a gap of its own.
+const ENDS_MISSING: &str = "missing";
+
 /// A timeline in the tree.
 #[derive(Debug, Serialize)]
 pub(crate) struct TimelineBranch {
@@ -281,6 +292,31 @@ impl RepositoryWindows {
         })
     }
 
+    /// What cannot be reached and why, each thing once: for people.
+    pub(crate) fn unreachable(&self) -> Vec<String> {
+        let mut all: Vec<String> = self.gaps.iter().map(|gap| format!("gap: {gap}")).collect();
+        // Several backups may run into the same end.
+        let ranges = self.backups.iter().flat_map(|backup| &backup.ranges);
+        for range in ranges.filter(|range| range.ends != ENDS_MISSING) {
+            if let Some(gap) = &range.gap {
+                let line = format!("timeline {}: {gap}", range.timeline);
+                if !all.contains(&line) {
+                    all.push(line);
+                }
+            }
+        }
+        let unusable = self.backups.iter().filter_map(|backup| {
+            let why = backup.unusable.as_ref()?;
+            Some(format!("backup {}: {why}", backup.label))
+        });
+        let lacking = self.timelines.iter().filter(|one| one.lacks_history);
+        let lacking =
+            lacking.map(|one| format!("timeline {}: its history file is missing", one.timeline));
+        all.extend(unusable.chain(lacking));
+        all.extend(self.problems.iter().cloned());
+        all
+    }
+
     /// Whether a moment between the oldest and the newest cannot be reached, or something could not be read.
     pub(crate) fn has_gaps(&self) -> bool {
         let ends_at_gap = |backup: &BackupRange| {
@@ -316,7 +352,7 @@ impl From<&Reach> for Range {
             last_commit: reach.last_commit.map(CommitPoint::from),
             ends: match &reach.ends {
                 End::Stored => "stored",
-                End::Missing { .. } => "missing",
+                End::Missing { .. } => ENDS_MISSING,
                 End::Invalid { .. } => "invalid",
                 End::Broken { .. } => "broken",
             },

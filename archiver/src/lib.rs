@@ -2,13 +2,14 @@
 
 pub mod assembler;
 pub mod base_backup;
+pub mod branches;
 pub mod error;
 pub mod progress;
 pub mod push;
 pub mod receive;
 pub mod replication;
 pub mod resume;
-mod server_identity;
+pub mod server_identity;
 pub mod synchronous;
 pub mod tail;
 pub mod upload;

@@ -59,6 +59,8 @@ pub struct PushConfig<'a> {
     pub seal: SealPolicy,
     /// The only cluster whose files are taken; `None`: any that the repository knows.
     pub system_identifier: Option<u64>,
+    /// Which incarnation of the cluster they go to; 0 for the first.
+    pub incarnation: u32,
     /// What happens to a segment with a record that is not valid.
     pub on_invalid: OnInvalid,
 }
@@ -242,7 +244,10 @@ async fn find_cluster(file: &WalFile, config: &PushConfig<'_>) -> Result<Cluster
             found: found.to_string(),
         });
     }
-    let id = ClusterId::new(found);
+    let id = ClusterId {
+        system_identifier: found,
+        incarnation: config.incarnation,
+    };
     let known = config.repository.fetch_cluster(id).await?;
     known.ok_or_else(|| Error::UnknownCluster {
         cluster: id.to_string(),

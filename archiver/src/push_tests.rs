@@ -58,6 +58,7 @@ impl Place {
                 compression: Compression::Lz4,
                 minimal_descriptor: false,
             },
+            incarnation: 0,
             system_identifier: Some(SYSTEM),
             on_invalid: OnInvalid::StoreAndReport,
         }

@@ -306,6 +306,11 @@ pub fn remove_recovery_settings(text: &str) -> String {
     comment_out(text, |name| ours.contains(&name)).unwrap_or_else(|| text.to_owned())
 }
 
+/// Names of the settings that a restore may set beside its mark, for a server that goes live again.
+pub fn settings_of_a_restore() -> impl Iterator<Item = &'static str> {
+    EMPTIED.iter().chain(OTHERS_OF_OURS).copied()
+}
+
 /// What a restore sets besides [`EMPTIED`].
 const OTHERS_OF_OURS: &[&str] = &[
     "archive_library",

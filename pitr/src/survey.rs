@@ -8,6 +8,7 @@ use crate::gather::{StoredWal, fetch_backups};
 use crate::last_commit::find_last_commit;
 use crate::plan::{BackupFacts, Piece, PieceSource};
 use crate::reach::{find_broken, find_windows};
+use crate::roll_ups::fetch_roll_ups;
 use crate::segment_source::SegmentSource;
 use crate::stretches::{Evidence, KnownHistory, WalFacts};
 use crate::window::{Reach, Windows};
@@ -30,8 +31,6 @@ const LOOK_BACK: [u64; 2] = [8, 64];
 /// Ends whose last commit is read from the WAL itself, the furthest first: each costs a segment or two.
 const MAX_COMMITS_READ: usize = 32;
 
-/// Roll-ups of one log that are read at most; one is the rule.
-const MAX_ROLL_UPS_A_LOG: usize = 4;
 /// Segments before each end for which a roll-up's word is not enough.
 const DOUBTED_BEFORE_END: u64 = 2;
 /// How often the answer is made anew when roll-ups proved wrong.
@@ -150,7 +149,9 @@ impl<'a> Reader<'a> {
         self.fetch_histories().await?;
         self.fetch_open_ends().await?;
         if effort.max_descriptors > 0 {
-            self.fetch_roll_ups().await?;
+            let (repository, cluster) = (&self.segments.repository, self.segments.cluster);
+            self.wal.sealed = fetch_roll_ups(repository, cluster, self.catalog).await?;
+            self.rolled_up = self.wal.sealed.keys().copied().collect();
         }
         let missing: Vec<SegmentName> = self.unread().collect();
         if missing.len() <= effort.max_descriptors {
@@ -267,58 +268,6 @@ impl<'a> Reader<'a> {
                 }
                 _ => {}
             }
-        }
-        Ok(())
-    }
-
-    /// What roll-ups say of segments that are stored in the size they name. One that cannot be read is as good as none; of two that
-    /// disagree, neither is believed.
-    async fn fetch_roll_ups(&mut self) -> Result<()> {
-        let cluster = self.segments.cluster;
-        let roll_ups = self.catalog.roll_ups.iter();
-        let keys = roll_ups.flat_map(|((timeline, log), tags)| {
-            // The largest hold most.
-            let mut tags: Vec<_> = tags.iter().collect();
-            tags.sort_by_key(|(_, size)| std::cmp::Reverse(*size));
-            tags.truncate(MAX_ROLL_UPS_A_LOG);
-            tags.into_iter().map(move |(tag, _)| ObjectKey::RollUp {
-                cluster,
-                timeline: *timeline,
-                log: *log,
-                tag: *tag,
-            })
-        });
-        let repository = &self.segments.repository;
-        let fetches = keys.map(|key| async move { repository.fetch_roll_up(&key).await });
-        let mut fetched = futures_util::stream::iter(fetches).buffer_unordered(IN_FLIGHT);
-        let mut disputed = BTreeSet::new();
-        while let Some(roll_up) = fetched.next().await {
-            let roll_up = match roll_up {
-                Ok(roll_up) => roll_up,
-                Err(error) if error.class() == ErrorClass::Retry => return Err(error.into()),
-                Err(error) => {
-                    tracing::debug!("a roll-up cannot be used: {error}");
-                    continue;
-                }
-            };
-            let Some(objects) = self.catalog.timelines.get(&roll_up.timeline) else {
-                continue;
-            };
-            for (name, rolled) in roll_up.segments {
-                if objects.segments.get(&name) != Some(&rolled.stored_size) {
-                    continue;
-                }
-                let known = self.wal.sealed.get(&name);
-                if known.is_some_and(|known| *known != rolled.wal) {
-                    disputed.insert(name);
-                }
-                self.rolled_up.insert(name);
-                self.wal.sealed.insert(name, rolled.wal);
-            }
-        }
-        for name in disputed {
-            self.rolled_up.remove(&name);
-            self.wal.sealed.remove(&name);
         }
         Ok(())
     }

@@ -144,7 +144,7 @@ pub enum Error {
         what: String,
     },
     /// An object found where another one belongs.
-    #[error("{key}: this is a sealed object, but of {found}")]
+    #[error("{key}: what stands there is of another place: {found}")]
     Misplaced {
         /// Where it was found.
         key: String,

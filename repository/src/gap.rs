@@ -204,23 +204,7 @@ impl Repository {
         let catalog = self.list_below(cluster, &gaps_prefix(cluster)).await?;
         let mut gaps = Vec::new();
         for range in catalog.gaps {
-            let key = range.key(cluster);
-            let document: GapDocument = self.fetch_json(&key).await?;
-            check_version(&key.to_string(), document.format, &document.requires)?;
-            let found = TimelineId::new(document.timeline).map(|timeline| GapRange {
-                timeline,
-                from: document.from,
-                to: document.to,
-            });
-            if found != Some(range) {
-                return Err(Error::Misplaced {
-                    key: key.to_string(),
-                    found: format!(
-                        "a gap of timeline {} from {} to {}",
-                        document.timeline, document.from, document.to
-                    ),
-                });
-            }
+            let document = self.fetch_gap(cluster, range).await?;
             let acknowledgement = match catalog.acknowledged.contains(&range) {
                 true => Some(self.fetch_acknowledgement(cluster, range).await?),
                 false => None,
@@ -232,6 +216,31 @@ impl Repository {
             });
         }
         Ok(gaps)
+    }
+
+    /// Fetches the document of a recorded hole.
+    ///
+    /// # Errors
+    /// `NotFound`: it is not recorded; as [`Repository::fetch_gaps`].
+    pub async fn fetch_gap(&self, cluster: ClusterId, range: GapRange) -> Result<GapDocument> {
+        let key = range.key(cluster);
+        let document: GapDocument = self.fetch_json(&key).await?;
+        check_version(&key.to_string(), document.format, &document.requires)?;
+        let found = TimelineId::new(document.timeline).map(|timeline| GapRange {
+            timeline,
+            from: document.from,
+            to: document.to,
+        });
+        if found != Some(range) {
+            return Err(Error::Misplaced {
+                key: key.to_string(),
+                found: format!(
+                    "a gap of timeline {} from {} to {}",
+                    document.timeline, document.from, document.to
+                ),
+            });
+        }
+        Ok(document)
     }
 
     /// Fetches the acknowledgement of a hole.

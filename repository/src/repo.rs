@@ -305,12 +305,14 @@ impl Repository {
         ))
     }
 
-    /// Lists every object of a cluster as the store names it, in the order of their paths.
+    /// Lists every object of a cluster as the store names it, as [`Repository::list`] does, in the order of their paths.
     ///
     /// # Errors
     /// `Retry`, `Config` from the store.
     pub async fn list_objects(&self, cluster: ClusterId) -> Result<Vec<Listed>> {
-        self.store.list(&cluster.to_string()).await
+        self.store
+            .list_wide(&cluster.to_string(), CLUSTER_LEVELS)
+            .await
     }
 
     /// Fetches an object as it is stored, of at most `limit` plain bytes. Nothing is checked.

@@ -348,7 +348,7 @@ fn object_moved_to_another_key() {
     let other = "7412/wal/00000001/00000000/000000010000000000000002.wal";
     let object = keys.seal(b"x");
     let error = keys.open(other, object.clone()).unwrap_err();
-    let expected = format!("{other}: this is a sealed object, but of {KEY} (wal)");
+    let expected = format!("{other}: what stands there is of another place: {KEY} (wal)");
     assert_eq!(
         (error.to_string(), error.class()),
         (expected, ErrorClass::Corrupt)

@@ -37,7 +37,7 @@ pub(crate) async fn run(args: ArchivePushArgs, globals: &Globals) -> Result<Exit
     if let Some(from) = restored_from(&args.path)? {
         let refused = Err(archiver::Error::RestoredClone { from });
         return refused.hint(
-            "a restored server must not write into its source's archive: leave archive_mode off, or give it a repository of its own",
+            "a restored server must not write into its source's archive: leave archive_mode off, or let it replace its source with `walden init --adopt`",
         );
     }
     let repository = open::open_repository(&config).await?;
@@ -45,6 +45,7 @@ pub(crate) async fn run(args: ArchivePushArgs, globals: &Globals) -> Result<Exit
         repository: &repository,
         seal: open::seal_policy(&config)?,
         system_identifier: config.postgres.system_identifier.map(u64::from),
+        incarnation: config.postgres.incarnation,
         on_invalid: match config.archive.on_invalid {
             OnInvalid::StoreAndReport => receive::OnInvalid::StoreAndReport,
             OnInvalid::Refuse => receive::OnInvalid::Refuse,

@@ -1,6 +1,9 @@
 //! `walden init`: the repository, the cluster in it, the slot and the configuration file. Owns the order in which they are made, so
 //! that every run may be repeated; what the server must have is `server_check`'s.
 
+mod adopt;
+mod incarnation;
+
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -31,11 +34,22 @@ const DEFAULT_FILE: &str = "walden.toml";
 #[command(after_help = "\
 Examples:
   walden init s3://acme-pg-eu/prod --postgres 'host=db1 user=walden'
-  walden init file:///srv/walden --postgres 'host=/run/postgresql' --recipient age1…")]
+  walden init file:///srv/walden --postgres 'host=/run/postgresql' --recipient age1…
+  walden init --adopt
+  walden init --new-incarnation")]
 pub(crate) struct InitArgs {
     /// Repository: s3://BUCKET/PREFIX or file:///PATH
-    #[arg(value_name = "URL", value_hint = ValueHint::Url)]
-    pub(crate) url: String,
+    #[arg(value_name = "URL", value_hint = ValueHint::Url, required_unless_present_any = ["adopt", "new_incarnation"])]
+    pub(crate) url: Option<String>,
+
+    /// Let a restored server take its source's place: check that what is stored goes on with it, and take away the mark of the restore
+    #[arg(long, conflicts_with_all = ["url", "new_incarnation", "recipients", "identity_file", "no_encryption"])]
+    pub(crate) adopt: bool,
+
+    /// After a conflict (two servers wrote different WAL under one identity, or one was put back in time): store what comes from the
+    /// configured server in a place of its own, beside what is stored
+    #[arg(long, conflicts_with_all = ["url", "recipients", "identity_file", "no_encryption"])]
+    pub(crate) new_incarnation: bool,
 
     #[command(flatten)]
     pub(crate) server: ServerArgs,
@@ -84,6 +98,11 @@ struct Report {
 
 /// Makes what is missing; nothing before the server has everything it needs.
 pub(crate) async fn run(args: InitArgs, globals: &Globals) -> Result<ExitCode> {
+    let url = match args.url.as_deref() {
+        Some(url) => url,
+        None if args.adopt => return adopt::run(args.server, globals).await,
+        None => return incarnation::run(args.server, globals).await,
+    };
     let file = config_path(globals)?;
     let existing = match file.try_exists() {
         Ok(false) => None,
@@ -93,15 +112,22 @@ pub(crate) async fn run(args: InitArgs, globals: &Globals) -> Result<ExitCode> {
             &Overrides::default(),
         )?),
     };
-    let mut config = wanted_config(&args, &file, existing.as_ref())?;
+    let mut config = wanted_config(&args, url, &file, existing.as_ref())?;
     let info = open::connection_info(&config)?;
     let facts = ServerFacts::ask(&info, &config.postgres.slot).await;
     let findings = server_check::judge(&facts, &config.postgres.slot, config.archive.rpo);
     if server_check::has_errors(&findings) {
         return refuse(&facts, &findings, globals);
     }
-    let cluster = setup::cluster_of(&facts)?;
+    let mut cluster = setup::cluster_of(&facts)?;
     config.postgres.system_identifier = std::num::NonZeroU64::new(cluster.system_identifier);
+    if let Some(known) = existing.as_ref().map(|existing| &existing.postgres)
+        && known.system_identifier == config.postgres.system_identifier
+    {
+        cluster.incarnation = known.incarnation;
+        config.postgres.incarnation = known.incarnation;
+        config.postgres.standby_slots = known.standby_slots;
+    }
 
     let wishes = KeyWishes {
         recipients: &args.recipients,
@@ -157,9 +183,14 @@ fn config_path(globals: &Globals) -> Result<PathBuf> {
 
 /// The configuration as the command line wants it, without keys and identifier. What it does not say of the server, an existing
 /// file does.
-fn wanted_config(args: &InitArgs, file: &Path, existing: Option<&Config>) -> Result<Config> {
+fn wanted_config(
+    args: &InitArgs,
+    url: &str,
+    file: &Path,
+    existing: Option<&Config>,
+) -> Result<Config> {
     let known = existing.map(|config| &config.postgres);
-    let mut repository = args.store.repository(&args.url);
+    let mut repository = args.store.repository(url);
     // The file may stand elsewhere, and a hook runs elsewhere.
     if let Some(path) = repository.ca_file.take() {
         repository.ca_file = Some(std::path::absolute(path).context("--ca-file")?);
@@ -175,7 +206,7 @@ fn wanted_config(args: &InitArgs, file: &Path, existing: Option<&Config>) -> Res
     config.file = Some(file.to_owned());
     // A file that names this one among others means all of them.
     let mut known = existing.map_or_else(Vec::new, |existing| existing.repositories.clone());
-    if let Some(named) = known.iter_mut().find(|known| known.url == args.url) {
+    if let Some(named) = known.iter_mut().find(|known| known.url == url) {
         let name = named.name.clone();
         named.clone_from(config.repository());
         named.name = name;

@@ -37,6 +37,8 @@ pub(crate) struct ListArgs {
 struct Report {
     repository: String,
     cluster: String,
+    /// Others of the same system identifier: opened after a conflict, or before one.
+    other_incarnations: Vec<String>,
     backups: Vec<Backup>,
     /// Labels that were begun and not finished, or are being made now.
     unfinished: Vec<String>,
@@ -80,9 +82,14 @@ pub(crate) async fn run(args: ListArgs, globals: &Globals) -> Result<ExitCode> {
         .collect();
     // Labels have no more than seconds.
     backups.sort_by_key(|backup| backup.started);
+    let id = cluster.id();
+    let others = repository.list_clusters().await?.into_iter();
+    let others =
+        others.filter(|other| other.system_identifier == id.system_identifier && *other != id);
     let report = Report {
         repository: repository.url().to_owned(),
-        cluster: cluster.id().to_string(),
+        cluster: id.to_string(),
+        other_incarnations: others.map(|other| other.to_string()).collect(),
         backups,
         unfinished: survey
             .catalog
@@ -162,13 +169,28 @@ impl Report {
             };
             windows.push_str(&format!("  {}  {reach}\n", backup.label));
         }
+        if self.is_by_name() {
+            windows.push_str(
+                "  (by the names of segments; walden window reads what each one says of itself)\n",
+            );
+        }
         format!("{}{windows}{}", table.to_text(color), self.notes())
+    }
+
+    fn is_by_name(&self) -> bool {
+        let mut windows = self.backups.iter().filter_map(|one| one.window.as_ref());
+        windows.any(Window::is_by_name)
     }
 
     fn notes(&self) -> String {
         let mut text = String::new();
         for label in &self.unfinished {
             text.push_str(&format!("unfinished: {label}\n"));
+        }
+        for other in &self.other_incarnations {
+            text.push_str(&format!(
+                "another incarnation: {other} (--cluster {other} lists it)\n"
+            ));
         }
         for gap in &self.gaps {
             text.push_str(&format!("gap: {gap}\n"));

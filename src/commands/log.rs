@@ -13,14 +13,12 @@ use pitr::gather::PlanMaterial;
 use pitr::log::{Log, LogMaterial, LogQuery, NamesSource, WalDir, read_log, stored_pieces};
 use pitr::recovery_conf::quote_for_shell;
 use pitr::time::{find_zone, parse_time};
-use repository::identity::SecretReference;
 use wal_format::{DecoderConfig, Lsn, TimelineId, Timestamp};
 
 use self::display::Shown;
 use super::Globals;
 use super::restore::parse_timeline;
-use crate::cli::SourceArgs;
-use crate::config::{Overrides, parse_secret_reference};
+use crate::cli::{KeyArgs, SourceArgs};
 use crate::exit_code::ExitCode;
 use crate::failure::Advise;
 use crate::{open, sources};
@@ -100,13 +98,8 @@ pub(crate) struct LogArgs {
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, conflicts_with_all = ["url", "cluster", "identity"])]
     pub(crate) wal_dir: Option<PathBuf>,
 
-    /// Where the identity is kept: file:PATH, env:NAME or cmd:COMMAND
-    #[arg(long, env = "WALDEN_IDENTITY", value_name = "REF", value_parser = parse_secret_reference, hide_env_values = true)]
-    pub(crate) identity: Option<SecretReference>,
-
-    /// Accept unencrypted objects although an identity is given
-    #[arg(long)]
-    pub(crate) allow_plain: bool,
+    #[command(flatten)]
+    pub(crate) key: KeyArgs,
 
     #[command(flatten)]
     pub(crate) source: SourceArgs,
@@ -188,15 +181,12 @@ async fn from_repository(
     timeline: Option<TimelineId>,
     globals: &Globals,
 ) -> Result<(Log, Shown)> {
-    let overrides = Overrides {
-        identity: args.identity.clone(),
-        repository: args.source.repository(),
-        ..Overrides::default()
-    };
-    let config = args.source.choose(globals.load_config(&overrides)?)?;
+    let config = args
+        .source
+        .choose(globals.load_config(&args.key.identity.overrides(&args.source))?)?;
     let repository = sources::open_existing(&config).await?;
     let cluster = open::find_cluster(&config, &repository, args.source.cluster.as_deref()).await?;
-    let policy = open::open_policy(&config, args.allow_plain).await?;
+    let policy = open::open_policy(&config, args.key.allow_plain).await?;
     let stored = PlanMaterial::gather(&repository, &policy, cluster.id(), timeline)
         .await
         .context("find stored WAL")?;
@@ -254,7 +244,7 @@ fn restore_arguments(args: &LogArgs) -> String {
     if let Some(name) = &args.source.repository_name {
         arguments.push_str(&format!(" --repository {}", word(name)));
     }
-    if let Some(identity) = &args.identity {
+    if let Some(identity) = args.key.identity.reference() {
         arguments.push_str(&format!(" --identity {}", word(&identity.to_string())));
     }
     if let Some(cluster) = &args.source.cluster {

@@ -12,12 +12,10 @@ use pitr::postgres::Owner;
 use pitr::restore::RestoreJob;
 use pitr::time::{find_zone, format_utc, parse_time};
 use pitr::{RecoveryGoal, RecoveryTarget};
-use repository::identity::SecretReference;
 use wal_format::TimelineId;
 
 use super::Globals;
-use crate::cli::SourceArgs;
-use crate::config::{Overrides, parse_secret_reference};
+use crate::cli::{KeyArgs, SourceArgs};
 use crate::exit_code::ExitCode;
 use crate::failure::Advise;
 use crate::restore_run::{self, RestoreRequest};
@@ -74,18 +72,8 @@ pub(crate) struct RestoreArgs {
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) port: Option<u16>,
 
-    /// Where the identity is kept: file:PATH, env:NAME or cmd:COMMAND
-    #[arg(
-        long,
-        env = "WALDEN_IDENTITY",
-        value_name = "REF", value_parser = parse_secret_reference,
-        hide_env_values = true
-    )]
-    pub(crate) identity: Option<SecretReference>,
-
-    /// Accept unencrypted objects although an identity is given
-    #[arg(long)]
-    pub(crate) allow_plain: bool,
+    #[command(flatten)]
+    pub(crate) key: KeyArgs,
 
     #[command(flatten)]
     pub(crate) source: SourceArgs,
@@ -122,9 +110,9 @@ pub(crate) struct TargetArgs {
     #[arg(help_heading = "Target options", long, value_name = "ZONE")]
     pub(crate) tz: Option<String>,
 
-    /// Timeline to follow [default: the newest that descends from the backup]
-    #[arg(help_heading = "Target options", long, value_name = "NUMBER", value_parser = parse_timeline)]
-    pub(crate) timeline: Option<u32>,
+    /// Timeline to follow: a number, latest (the newest), or current (the one the backup was taken on)
+    #[arg(help_heading = "Target options", long, value_name = "TIMELINE", default_value = "latest", value_parser = parse_followed)]
+    pub(crate) timeline: Followed,
 
     /// Refuse to end before this time
     #[arg(help_heading = "Target options", long, value_name = "TIME")]
@@ -211,6 +199,32 @@ fn parse_mapping(text: &str) -> Result<TablespaceMapping, String> {
     })
 }
 
+/// Which timeline a recovery follows, in the words of `recovery_target_timeline`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Followed {
+    /// The newest by number.
+    Latest,
+    /// The one on which the chosen backup was taken.
+    Current,
+    /// This one.
+    Numbered(TimelineId),
+}
+
+fn parse_followed(text: &str) -> Result<Followed, String> {
+    match text {
+        "latest" => Ok(Followed::Latest),
+        "current" => Ok(Followed::Current),
+        _ => parse_timeline(text)
+            .ok()
+            .and_then(TimelineId::new)
+            .map(Followed::Numbered)
+            .ok_or_else(|| {
+                "a timeline is latest, current, a number from 1 on, or hexadecimal after 0x"
+                    .to_owned()
+            }),
+    }
+}
+
 /// A timeline as `recovery_target_timeline` takes it: decimal, or hexadecimal after `0x`.
 pub(crate) fn parse_timeline(text: &str) -> Result<u32, String> {
     let parsed = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
@@ -226,30 +240,42 @@ pub(crate) fn parse_timeline(text: &str) -> Result<u32, String> {
 /// Plans, shows the plan, and does it.
 pub(crate) async fn run(args: RestoreArgs, globals: &Globals) -> Result<ExitCode> {
     let (goal, target) = goal_of(&args.target)?;
-    let overrides = Overrides {
-        identity: args.identity.clone(),
-        repository: args.source.repository(),
-        ..Overrides::default()
-    };
-    let config = args.source.choose(globals.load_config(&overrides)?)?;
+    let config = args
+        .source
+        .choose(globals.load_config(&args.key.identity.overrides(&args.source))?)?;
     let repository = sources::open_existing(&config).await?;
     let cluster = open::find_cluster(&config, &repository, args.source.cluster.as_deref()).await?;
-    let policy = open::open_policy(&config, args.allow_plain).await?;
+    let policy = open::open_policy(&config, args.key.allow_plain).await?;
     let label = args
         .backup
         .as_deref()
         .map(str::parse)
         .transpose()
         .exit_code(ExitCode::Usage)?;
-    let timeline = args.target.timeline.and_then(TimelineId::new);
     let planning = || format!("plan the recovery to {target}");
-    let material = PlanMaterial::gather(&repository, &policy, cluster.id(), timeline)
-        .await
-        .with_context(planning)?;
-    let plan = material
+    let gather = async |timeline| {
+        PlanMaterial::gather(&repository, &policy, cluster.id(), timeline)
+            .await
+            .with_context(planning)
+    };
+    let first = match args.target.timeline {
+        Followed::Numbered(timeline) => Some(timeline),
+        Followed::Latest | Followed::Current => None,
+    };
+    let mut material = gather(first).await?;
+    let mut plan = material
         .plan(&goal, label.as_ref())
         .await
         .with_context(planning)?;
+    let own = plan.backup.timeline;
+    if args.target.timeline == Followed::Current && own != plan.path.history.timeline() {
+        let label = plan.backup.label.clone();
+        material = gather(Some(own)).await?;
+        plan = material
+            .plan(&goal, Some(&label))
+            .await
+            .with_context(planning)?;
+    }
     let backup = material
         .descriptors
         .get(&plan.backup.label)
@@ -383,7 +409,7 @@ mod tests {
     fn needs_nothing_but_a_repository_and_an_identity() {
         let args = parse("s3://b/p --identity file:k --to latest -D /tmp/x").unwrap();
         assert_eq!(args.source.repository().unwrap().url, "s3://b/p");
-        assert_eq!(args.identity.unwrap().to_string(), "file:k");
+        assert_eq!(args.key.identity.reference().unwrap().to_string(), "file:k");
         assert_eq!(args.target.to.as_deref(), Some("latest"));
         assert_eq!(args.target.action, Action::Pause);
     }
@@ -437,5 +463,12 @@ mod tests {
         for bad in ["0", "0x0", "+1", "0x+1", "-1", "A", "latest", "4294967296"] {
             assert!(parse_timeline(bad).is_err(), "{bad}");
         }
+        assert_eq!(parse_followed("latest"), Ok(Followed::Latest));
+        assert_eq!(parse_followed("current"), Ok(Followed::Current));
+        assert_eq!(
+            parse_followed("0x2"),
+            Ok(Followed::Numbered(TimelineId::new(2).unwrap()))
+        );
+        assert!(parse_followed("newest").is_err());
     }
 }

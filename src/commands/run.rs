@@ -76,6 +76,7 @@ pub(crate) async fn run(args: RunArgs, globals: &Globals) -> Result<ExitCode> {
         connection,
         slot: config.postgres.slot.clone(),
         cluster,
+        standby_slots: config.postgres.standby_slots,
         rpo: match config.archive.rpo {
             Rpo::Sync => receive::Rpo::Sync,
             Rpo::Interval(interval) => receive::Rpo::Interval(interval),
@@ -89,12 +90,11 @@ pub(crate) async fn run(args: RunArgs, globals: &Globals) -> Result<ExitCode> {
     };
     let stop = Shutdown::on_signals(GRACE)?.channel();
     let received = Receiver::new(receiver, uploader, stop)?.run().await;
-    let clone = matches!(received, Err(archiver::Error::RestoredClone { .. }));
+    let next = received.as_ref().err().and_then(next_step);
     let received = received.context("receive WAL");
-    let received = if clone {
-        received.hint("a restored server that shall replace its source is let in as the guide says, \"Going live after a restore\"")?
-    } else {
-        received?
+    let received = match next {
+        Some(next) => received.hint(next)?,
+        None => received?,
     };
     if let Some(at) = received.first_invalid {
         tracing::error!(%at, "WAL that is not valid was stored: recovery ends there; take a new base backup (walden backup)");
@@ -148,4 +148,20 @@ fn backup_on_gap(
             Ok(taken.descriptor.label)
         }
     })
+}
+
+/// What helps where a server does not fit what is stored.
+fn next_step(error: &archiver::Error) -> Option<&'static str> {
+    use archiver::Error;
+    match error {
+        Error::RestoredClone { .. } => Some(
+            "a restored server that shall replace its source is let in by `walden init --adopt`: docs/going-live.md has the steps",
+        ),
+        Error::Diverged { .. }
+        | Error::Resume(_)
+        | Error::Repository(repository::Error::AlreadyStored { .. }) => Some(
+            "two servers wrote WAL under one identity, or one was put back in time: stop the wrong one; if this is the right one, `walden init --new-incarnation` goes on beside what is stored",
+        ),
+        _ => None,
+    }
 }

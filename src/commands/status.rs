@@ -13,6 +13,7 @@ use crate::cli::ServerArgs;
 use crate::config::{Config, Overrides};
 use crate::exit_code::ExitCode;
 use crate::failure::Failure;
+use crate::left_behind::{self, LeftBehind};
 use crate::open;
 use crate::slot_state;
 use crate::units::{ByteSize, human_duration};
@@ -42,6 +43,8 @@ struct Report {
     stored: Option<Stored>,
     lag_bytes: Option<u64>,
     lag_seconds: Option<f64>,
+    /// What is stored beside the server's path: the cost of failovers.
+    left_behind: Vec<LeftBehind>,
     problems: Vec<Problem>,
 }
 
@@ -139,6 +142,16 @@ pub(crate) async fn run(args: StatusArgs, globals: &Globals) -> Result<ExitCode>
     problems.extend(disk.and_then(|server| slot_state::judge_disk(server, guard)));
     problems.extend(stored.as_ref().and_then(slot_state::judge_behind_gap));
     let both = server.as_ref().zip(stored.as_ref());
+    let left_behind = match &both {
+        Some((server, _)) => {
+            let left = left_behind::ask(&info, server.identity.timeline, &config).await;
+            left.unwrap_or_else(|error| {
+                tracing::warn!("what failovers left behind could not be asked: {error:#}");
+                Vec::new()
+            })
+        }
+        None => Vec::new(),
+    };
     let report = Report {
         repository: config.repository().url.clone(),
         cluster: cluster.map(|identifier| identifier.to_string()),
@@ -146,6 +159,7 @@ pub(crate) async fn run(args: StatusArgs, globals: &Globals) -> Result<ExitCode>
         lag_seconds: both.and_then(|(server, stored)| lag_seconds(server, stored)),
         server: server.map(|server| Server::new(&server, slot)),
         stored: stored.map(Stored::new),
+        left_behind,
         problems,
     };
     globals
@@ -275,6 +289,9 @@ impl Report {
                 _ => String::new(),
             };
             lines.push(format!("lag         {}{time}", ByteSize::new(bytes)));
+        }
+        for left in &self.left_behind {
+            lines.push(format!("left behind {}", left.to_text()));
         }
         for problem in &self.problems {
             lines.push(format!("{}: {}", problem.side, problem.what));

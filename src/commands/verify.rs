@@ -10,12 +10,10 @@ use anyhow::Result;
 use clap::{ArgGroup, Args};
 use pitr::time::{find_zone, parse_time};
 use pitr::verify::{Level, Memory, Progress, Report, Request, verify};
-use repository::identity::SecretReference;
 use serde::Serialize;
 
 use super::Globals;
-use crate::cli::SourceArgs;
-use crate::config::{Overrides, parse_secret_reference};
+use crate::cli::{KeyArgs, SourceArgs};
 use crate::exit_code::ExitCode;
 use crate::failure::Advise;
 use crate::open;
@@ -67,18 +65,8 @@ pub(crate) struct VerifyArgs {
     #[arg(long)]
     pub(crate) all: bool,
 
-    /// Where the identity is kept: file:PATH, env:NAME or cmd:COMMAND
-    #[arg(
-        long,
-        env = "WALDEN_IDENTITY",
-        value_name = "REF", value_parser = parse_secret_reference,
-        hide_env_values = true
-    )]
-    pub(crate) identity: Option<SecretReference>,
-
-    /// Accept unencrypted objects although an identity is given
-    #[arg(long)]
-    pub(crate) allow_plain: bool,
+    #[command(flatten)]
+    pub(crate) key: KeyArgs,
 
     #[command(flatten)]
     pub(crate) source: SourceArgs,
@@ -96,11 +84,6 @@ struct Document<'a> {
 
 /// Verifies; ends with 5 if something is wrong, 3 if nothing can be recovered for want of a backup.
 pub(crate) async fn run(args: VerifyArgs, globals: &Globals) -> Result<ExitCode> {
-    let overrides = Overrides {
-        repository: args.source.repository(),
-        identity: args.identity.clone(),
-        ..Overrides::default()
-    };
     let since = match &args.since {
         Some(text) => {
             let zone = args.tz.as_deref().map(find_zone).transpose()?;
@@ -114,13 +97,15 @@ pub(crate) async fn run(args: VerifyArgs, globals: &Globals) -> Result<ExitCode>
         () if args.backups => Level::Backups,
         () => Level::Wal,
     };
-    let config = args.source.choose(globals.load_config(&overrides)?)?;
+    let config = args
+        .source
+        .choose(globals.load_config(&args.key.identity.overrides(&args.source))?)?;
     let repository = open::open_existing_repository(&config).await?;
     let cluster = open::find_cluster(&config, &repository, args.source.cluster.as_deref()).await?;
     let policy = match level {
         // Believes descriptors, so that it works where no key is.
         Level::Presence => open::open_policy(&config, true).await.unwrap_or_default(),
-        _ => open::open_policy(&config, args.allow_plain).await?,
+        _ => open::open_policy(&config, args.key.allow_plain).await?,
     };
     let mut trouble = None;
     let mut memory = Memory::none();
@@ -128,7 +113,8 @@ pub(crate) async fn run(args: VerifyArgs, globals: &Globals) -> Result<ExitCode>
         Some(folder) if level.reads() => {
             let identity = repository.fetch_identity().await?;
             let id = identity.map(|document| document.repository_id);
-            let id = id.unwrap_or_else(|| repository.url().to_owned());
+            // A copy of the repository at another place is another one.
+            let id = format!("{} at {}", id.unwrap_or_default(), repository.url());
             (memory, trouble) = Memory::load(&folder, &id, cluster.id(), args.all);
         }
         None if level.reads() => {
@@ -239,27 +225,33 @@ impl Document<'_> {
         let took = human_duration(std::time::Duration::from_secs_f64(self.seconds));
         write!(text, "looked at   ")?;
         if report.level.reads() {
-            let rate = (counts.stored_bytes as f64 / self.seconds.max(0.001)) as u64;
             write!(
                 text,
-                "{} objects, {} ({}/s)",
+                "{} objects, {}",
                 counts.objects_read,
-                ByteSize::new(counts.stored_bytes),
-                ByteSize::new(rate)
+                ByteSize::new(counts.stored_bytes)
             )?;
+            if counts.stored_bytes > 0 {
+                let rate = (counts.stored_bytes as f64 / self.seconds.max(0.001)) as u64;
+                write!(text, " ({}/s)", ByteSize::new(rate))?;
+            }
             if counts.records > 0 {
                 write!(text, ", {} WAL records", counts.records)?;
             }
             if counts.files > 0 {
                 write!(text, ", {} files, {} pages", counts.files, counts.pages)?;
             }
-            if counts.objects_remembered > 0 {
-                write!(text, "; {} verified before", counts.objects_remembered)?;
-            }
         } else {
             write!(text, "{} descriptors", counts.descriptors_read)?;
+            if counts.descriptors_rolled_up > 0 {
+                write!(text, ", {} in roll-ups", counts.descriptors_rolled_up)?;
+            }
         }
-        writeln!(text, " in {took}")?;
+        write!(text, " in {took}")?;
+        if counts.objects_remembered > 0 {
+            write!(text, "; {} verified before", counts.objects_remembered)?;
+        }
+        text.push('\n');
         for reach in &report.backups {
             writeln!(
                 text,
@@ -300,6 +292,10 @@ impl Document<'_> {
             writeln!(text, "\nand {} more", report.findings_not_listed)?;
         }
         match report.findings.len() {
+            0 if report.backups.is_empty() => writeln!(
+                text,
+                "nothing is wrong with what is stored, but nothing can be recovered from it"
+            ),
             0 => writeln!(text, "all is well"),
             1 => writeln!(text, "\n1 problem"),
             count => writeln!(text, "\n{count} problems"),

@@ -8,12 +8,10 @@ use anyhow::{Context, Result};
 use clap::{Args, ValueHint};
 use jiff::Timestamp;
 use repository::durable;
-use repository::identity::SecretReference;
 use serde::Serialize;
 
 use super::Globals;
-use crate::cli::SourceArgs;
-use crate::config::{Overrides, parse_secret_reference};
+use crate::cli::{IdentityArgs, SourceArgs};
 use crate::exit_code::ExitCode;
 use crate::report::{Align, Table, time};
 use crate::windows::{BackupRange, CommitPoint, RepositoryWindows, TimelineBranch, policy_if_any};
@@ -38,14 +36,8 @@ pub(crate) struct WindowArgs {
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, conflicts_with = "json")]
     pub(crate) html: Option<PathBuf>,
 
-    /// Where the identity is kept: file:PATH, env:NAME or cmd:COMMAND
-    #[arg(
-        long,
-        env = "WALDEN_IDENTITY",
-        value_name = "REF", value_parser = parse_secret_reference,
-        hide_env_values = true
-    )]
-    pub(crate) identity: Option<SecretReference>,
+    #[command(flatten)]
+    pub(crate) identity: IdentityArgs,
 
     #[command(flatten)]
     pub(crate) source: SourceArgs,
@@ -60,15 +52,12 @@ struct Report {
 
 /// Ends with 3 if something between the oldest moment and the newest cannot be reached, or nothing can.
 pub(crate) async fn run(args: WindowArgs, globals: &Globals) -> Result<ExitCode> {
-    let overrides = Overrides {
-        identity: args.identity.clone(),
-        repository: args.source.repository(),
-        ..Overrides::default()
-    };
-    let config = args.source.choose(globals.load_config(&overrides)?)?;
+    let config = args
+        .source
+        .choose(globals.load_config(&args.identity.overrides(&args.source))?)?;
     let repository = open::open_existing_repository(&config).await?;
     let cluster = open::find_cluster(&config, &repository, args.source.cluster.as_deref()).await?;
-    let policy = match args.identity {
+    let policy = match args.identity.reference() {
         // Named here and not usable: an error. A configured one that is elsewhere is not needed.
         Some(_) => open::open_policy(&config, true).await?,
         None => policy_if_any(&config).await,
@@ -81,10 +70,16 @@ pub(crate) async fn run(args: WindowArgs, globals: &Globals) -> Result<ExitCode>
         repositories: vec![windows],
     };
     match &args.html {
-        Some(path) => write_page(
-            path,
-            &window_page::render(&report.repositories, report.asked),
-        )?,
+        Some(path) => {
+            write_page(
+                path,
+                &window_page::render(&report.repositories, report.asked),
+            )?;
+            if path != Path::new("-") {
+                let what = format!("the page is written to {}", path.display());
+                globals.screen.say(&what);
+            }
+        }
         None => globals.output.print("walden.window", &report, || {
             report.to_text(globals.output.color)
         })?,
@@ -164,22 +159,8 @@ fn repository_text(windows: &RepositoryWindows, color: bool) -> String {
     }
     if windows.has_gaps() {
         text.push_str("\nWhat cannot be reached:\n");
-        for gap in &windows.gaps {
-            text.push_str(&format!("  gap: {gap}\n"));
-        }
-        for backup in &windows.backups {
-            if let Some(why) = &backup.unusable {
-                text.push_str(&format!("  backup {}: {why}\n", backup.label));
-            }
-        }
-        for timeline in windows.timelines.iter().filter(|one| one.lacks_history) {
-            text.push_str(&format!(
-                "  timeline {}: its history file is missing\n",
-                timeline.timeline
-            ));
-        }
-        for problem in &windows.problems {
-            text.push_str(&format!("  {problem}\n"));
+        for what in windows.unreachable() {
+            text.push_str(&format!("  {what}\n"));
         }
     }
     text

@@ -91,6 +91,12 @@ impl Config {
             out.push_str("# The one cluster that is archived here; another server is refused.\n");
             line(out, "system_identifier", &quote(&identifier.to_string()));
         }
+        if self.postgres.incarnation > 0 {
+            line(out, "incarnation", &self.postgres.incarnation.to_string());
+        }
+        if !self.postgres.standby_slots {
+            line(out, "standby_slots", "false");
+        }
         out.push('\n');
     }
 
@@ -102,6 +108,8 @@ impl Config {
                 "conninfo": self.postgres.conninfo,
                 "slot": self.postgres.slot,
                 "system_identifier": self.postgres.system_identifier.map(|identifier| identifier.to_string()),
+                "incarnation": self.postgres.incarnation,
+                "standby_slots": self.postgres.standby_slots,
             },
             "archive": {
                 "rpo": self.archive.rpo.to_text(),

@@ -78,9 +78,12 @@ impl ServerFacts {
             over_socket: matches!(info.hosts.first(), Some(Host::Unix { .. })),
             ..Self::default()
         };
+        let mut same = info.clone();
         match Connection::connect_with(info, Mode::PhysicalReplication, PATIENCE).await {
             Ok(mut connection) => {
                 facts.note_connection(&connection);
+                // Of several servers the same one is asked both ways.
+                same.hosts = vec![connection.host().clone()];
                 if let Err(error) = facts.ask_replication(&mut connection).await {
                     facts.replication_error = Some(error_text(&error));
                 } else if let Err(error) = connection.close().await {
@@ -99,9 +102,8 @@ impl ServerFacts {
                 facts.replication_error = Some(error_text(&error));
             }
         }
-        let mut info = info.clone();
-        info.database.get_or_insert_with(|| "postgres".to_owned());
-        match Connection::connect_with(&info, Mode::Sql, PATIENCE).await {
+        same.database.get_or_insert_with(|| "postgres".to_owned());
+        match Connection::connect_with(&same, Mode::Sql, PATIENCE).await {
             Ok(mut connection) => {
                 facts.note_connection(&connection);
                 if let Err(error) = facts.ask_sql(&mut connection, slot).await {

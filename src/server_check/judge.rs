@@ -28,8 +28,8 @@ pub(crate) fn judge(facts: &ServerFacts, slot: &str, rpo: Rpo) -> Vec<Finding> {
     if let Some(from) = &facts.restored_from {
         findings.error(
             format!("this server was restored from {from}: archiving it here would continue its source's WAL as if it were the source"),
-            Some("ALTER SYSTEM RESET walden.restored_from;  -- only after deciding that this server replaces its source".into()),
-            Some(RELOAD),
+            Some("walden init --adopt   # only after deciding that this server replaces its source".into()),
+            None,
         );
     }
     judge_connections(facts, &mut findings);
@@ -413,8 +413,8 @@ mod tests {
             },
             Error,
             "was restored from 7412",
-            "walden.restored_from",
-            Some(RELOAD),
+            "walden init --adopt",
+            None,
         );
         check(
             ServerFacts {

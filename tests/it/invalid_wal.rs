@@ -104,6 +104,7 @@ fn is_named(site: &Site, before: Lsn, after: Lsn, label: &str) -> Lsn {
     }
     let at = places[0];
     assert_eq!(places, [at, at]);
+    window_ends_there(site, &elsewhere, &url, at, label);
     assert!(before <= at && at < after, "{before} <= {at} < {after}");
     let status = json(&site.walden.run(["status", "--json"]).expect_code(5));
     let told = status["problems"].as_array().unwrap().iter();
@@ -130,6 +131,39 @@ fn is_named(site: &Site, before: Lsn, after: Lsn, label: &str) -> Lsn {
     plan(&["--to-lsn", &at.to_string(), "--exclusive"]).expect_success();
     plan(&["--to-lsn", &at.to_string()]).expect_code(5);
     at
+}
+
+/// The window ends there, and says so in each of its forms; `list` says what it has not looked at.
+fn window_ends_there(site: &Site, elsewhere: &Walden, url: &str, at: Lsn, label: &str) {
+    let words = format!("WAL is not valid from {at} on");
+    let windows = json(&elsewhere.run(["window", url, "--json"]).expect_code(3));
+    let backup = &windows["repositories"][0]["backups"][0];
+    let range = &backup["ranges"][0];
+    assert_eq!(backup["label"], label, "{windows:#}");
+    assert_eq!(range["to"]["lsn"], at.to_string(), "{windows:#}");
+    assert_eq!(range["ends"], "invalid", "{windows:#}");
+    assert_eq!(range["gap"], words, "{windows:#}");
+    let newest = &windows["repositories"][0]["newest"];
+    assert_eq!(newest["lsn"], at.to_string(), "{windows:#}");
+    let table = elsewhere.run(["window", url]).expect_code(3);
+    let (ranges, unreachable) = table
+        .stdout
+        .split_once("What cannot be reached:")
+        .unwrap_or_else(|| panic!("{table}"));
+    assert!(ranges.contains(&words), "{table}");
+    assert!(unreachable.contains(&words), "{table}");
+    let page = site.folder.join("window.html");
+    let arguments = ["window", url, "--html", page.to_str().unwrap()];
+    let written = elsewhere.run(arguments).expect_code(3);
+    assert!(written.stdout.is_empty(), "{written}");
+    assert!(written.stderr.contains(page.to_str().unwrap()), "{written}");
+    let page = fs::read_to_string(&page).unwrap();
+    assert_eq!(page.matches(words.as_str()).count(), 3, "{page}");
+    assert!(page.contains("class=\"edge\""), "{page}");
+    let list = elsewhere.run(["list", url]);
+    let says = list.stdout.contains(&at.to_string());
+    let admits = list.stdout.contains("by the names of segments");
+    assert!(says || admits, "{list}");
 }
 
 #[test]

@@ -4,6 +4,7 @@
 mod archive_get;
 mod backup;
 mod demo;
+mod failover;
 mod gaps;
 mod init;
 mod invalid_wal;

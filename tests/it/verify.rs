@@ -5,12 +5,14 @@
 
 mod archive;
 mod damage;
+mod told;
 
+use crate::support::object_store::Bucket;
 use crate::support::process::{Output, note};
 use crate::support::scratch::Scratch;
 use crate::support::walden::Walden;
 use archive::{Archive, Copy};
-use damage::{Damage, damages};
+use damage::{Damage, Named, damages};
 use serde_json::Value;
 use std::fs;
 use std::sync::Mutex;
@@ -32,6 +34,13 @@ impl Verifier {
     fn new() -> Self {
         let scratch = Scratch::new();
         let walden = Walden::in_directory(scratch.path());
+        Self { scratch, walden }
+    }
+
+    /// As [`Self::new`], for a repository in a bucket.
+    fn of_bucket(bucket: &Bucket) -> Self {
+        let Self { scratch, walden } = Self::new();
+        let walden = walden.envs(bucket.environment());
         Self { scratch, walden }
     }
 
@@ -70,7 +79,9 @@ fn check_archive(encrypted: bool) {
                     let Some(damage) = damages.get(index) else {
                         break;
                     };
-                    let line = is_found(&archive, &verifier, damage);
+                    let copy = Copy::of(&archive);
+                    let expected = (damage.make)(&archive, &copy);
+                    let line = is_found(&archive, &verifier, damage, &expected, &copy.url());
                     let line = line.map_err(|why| format!("{}: {why}", damage.name));
                     report.lock().unwrap().push((index, line));
                 }
@@ -93,7 +104,11 @@ fn check_archive(encrypted: bool) {
     }
     assert!(missed.is_empty(), "{kind}, not found: {missed:#?}");
     assert_eq!(report.len(), damages.len());
-    assert!(damages.len() >= 20, "{} damages", damages.len());
+    assert!(damages.len() >= 36, "{} damages", damages.len());
+    documents_without_which_nothing_is_read(&archive);
+    if encrypted {
+        s3_tells_the_same(&archive, &damages);
+    }
     // The archive itself is what it was.
     is_healthy(&archive);
 }
@@ -144,19 +159,100 @@ fn is_healthy(archive: &Archive) {
     output.expect_code(12);
 }
 
-/// Makes a damage and has it found; gives what was said of it, or why it was not found.
-fn is_found(archive: &Archive, verifier: &Verifier, damage: &Damage) -> Result<String, String> {
-    let copy = Copy::of(archive);
-    let expected = (damage.make)(archive, &copy);
+/// `walden.json` and `cluster.json` are read before anything else: the command ends there, and names them.
+fn documents_without_which_nothing_is_read(archive: &Archive) {
+    let cluster = format!("{}/cluster.json", archive.cluster);
+    for key in ["walden.json", &cluster] {
+        let copy = Copy::of(archive);
+        let bytes = copy.read(key);
+        copy.write(key, &bytes[..bytes.len() / 2]);
+        for level in LEVELS {
+            let output = Verifier::new().run(archive, &copy.url(), true, &[level]);
+            let output = output.expect_code(5);
+            assert!(output.stderr.contains(key), "{level}: {output}");
+        }
+    }
+}
+
+/// The same archive in a bucket: healthy, remembered, and some of the damages.
+fn s3_tells_the_same(archive: &Archive, damages: &[Damage]) {
+    let bucket = Bucket::new();
+    let whole = Copy::of(archive);
+    for key in whole.keys() {
+        bucket.put(&format!("a/{key}"), &whole.read(&key));
+    }
+    let (verifier, url) = (Verifier::of_bucket(&bucket), bucket.url("a"));
+    for level in LEVELS {
+        let output = verifier.run(archive, &url, true, &[level, "--all"]);
+        let document = json(&output.expect_success());
+        assert_eq!(document["healthy"], true, "{level}: {document}");
+    }
+    let again = json(&verifier.run(archive, &url, true, &[]).expect_success());
+    let counts = &again["counts"];
+    assert!(
+        counts["objects_remembered"].as_u64().unwrap() > 12,
+        "{again}"
+    );
+    let mut tried = 0;
+    for damage in damages {
+        let is_chosen = [
+            "a middle segment deleted",
+            "a history file deleted",
+            "a byte flipped in the payload",
+            "two segments swapped",
+            "a backup part truncated",
+            "a record with a wrong xl_prev and its CRC recomputed, sealed anew",
+        ]
+        .contains(&damage.name);
+        if !is_chosen {
+            continue;
+        }
+        tried += 1;
+        let copy = Copy::of(archive);
+        let expected = (damage.make)(archive, &copy);
+        let stored = copy.keys();
+        let changed: Vec<String> = whole
+            .keys()
+            .into_iter()
+            .filter(|key| !stored.contains(key) || copy.read(key) != whole.read(key))
+            .collect();
+        assert!(!changed.is_empty(), "{}", damage.name);
+        for key in &changed {
+            match stored.contains(key) {
+                true => bucket.put(&format!("a/{key}"), &copy.read(key)),
+                false => bucket.delete(&format!("a/{key}")),
+            }
+        }
+        match is_found(archive, &verifier, damage, &expected, &url) {
+            Ok(line) => note(&format!("S3: {line}")),
+            Err(why) => panic!("S3: {}: {why}", damage.name),
+        }
+        for key in &changed {
+            bucket.put(&format!("a/{key}"), &whole.read(key));
+        }
+    }
+    assert_eq!(tried, 6);
+    let output = verifier.run(archive, &url, true, &["--all"]);
+    output.expect_success();
+}
+
+/// Has a damage found; gives what was said of it, or why it was not found.
+fn is_found(
+    archive: &Archive,
+    verifier: &Verifier,
+    damage: &Damage,
+    expected: &[Named],
+    url: &str,
+) -> Result<String, String> {
     let mut told = None;
     for level in [damage.level, "--backups"] {
-        let output = verifier.run(archive, &copy.url(), true, &[level, "--all"]);
+        let output = verifier.run(archive, url, true, &[level, "--all"]);
         if output.code() != 5 {
             return Err(format!("{level}: {output}"));
         }
         let document = json(&output);
         let findings = document["findings"].as_array().unwrap();
-        for (object, lsn) in &expected {
+        for (object, lsn) in expected {
             let found = findings.iter().find(|finding| {
                 let named = finding["object"]
                     .as_str()
@@ -171,7 +267,8 @@ fn is_found(archive: &Archive, verifier: &Verifier, damage: &Damage) -> Result<S
                 ));
             };
             let text = |field: &str| found[field].as_str().unwrap_or("-").to_owned();
-            if text("advice").is_empty() || found["affects"].as_array().unwrap().is_empty() {
+            let matters = !found["affects"].as_array().unwrap().is_empty();
+            if text("advice").is_empty() || matters != damage.matters {
                 return Err(format!("whom it affects: {found:#}"));
             }
             told.get_or_insert_with(|| {
@@ -209,18 +306,28 @@ fn what_was_verified_is_remembered_until_it_changes() {
     assert!(count(&again, "objects_read") < 20, "{again}");
     assert!(count(&again, "objects_remembered") > 12, "{again}");
     assert_eq!(again["prepared"], first["prepared"]);
+    let notes = again["notes"].to_string();
+    assert!(notes.contains("objects were not read again"), "{again}");
+    let notes = first["notes"].to_string();
+    assert!(!notes.contains("not read again"), "{first}");
+    // Another copy is not this one, however alike.
+    let elsewhere = Copy::of(&archive);
+    let output = verifier.run(&archive, &elsewhere.url(), true, &[]);
+    let other = json(&output.expect_success());
+    assert_eq!(count(&other, "objects_remembered"), 0, "{other}");
     let shallower = verify(0, &["--checksums"]);
     assert!(count(&shallower, "objects_remembered") > 12, "{shallower}");
     let all = verify(0, &["--backups", "--all"]);
     assert_eq!(count(&all, "objects_remembered"), 0, "{all}");
     // Nothing of it lies in the repository.
     let state = verifier.scratch.join(".local/state/walden");
-    let file = fs::read_dir(&state)
-        .unwrap()
-        .next()
-        .unwrap()
-        .unwrap()
-        .path();
+    let files = fs::read_dir(&state).unwrap().flatten();
+    let mut ours = files.map(|entry| entry.path()).filter(|path| {
+        let text = fs::read_to_string(path).unwrap();
+        text.contains(&copy.url())
+    });
+    let (file, more) = (ours.next().unwrap(), ours.next());
+    assert_eq!(more, None);
     // What changes is read again, and what is wrong is told every time.
     let middle = archive.middle_segment();
     let key = archive.segment_key(&middle);

@@ -329,15 +329,49 @@ fn page_in_a_browser(archive: &Archive, windows: &Value, missing: &str) {
     let picture = archive.site.folder.join("window.png");
     headless(&[
         format!("--screenshot={}", picture.display()),
-        "--window-size=1200,1000".into(),
+        "--window-size=1000,700".into(),
     ]);
-    let picture = fs::read(&picture).unwrap();
-    assert!(
-        picture.starts_with(b"\x89PNG") && picture.len() > 10_000,
-        "{}",
-        picture.len()
-    );
+    // Counted by a program of others: pixels of the gaps' red, of the bars' green, and of white paper.
+    let mut python = command("python3");
+    python.args(["-c", COUNT_PIXELS]).arg(&picture);
+    let counted = process::run(python, COMMAND_DEADLINE).expect_success();
+    let counted = json(&counted);
+    let [red, green, white] = ["red", "green", "white"].map(|name| counted[name].as_u64().unwrap());
+    assert!(red > 100 && green > 500 && white > 100_000, "{counted}");
 }
+
+/// Reads a PNG of 8 bits a channel (ISO/IEC 15948) and prints how many pixels have the page's colours.
+const COUNT_PIXELS: &str = r#"
+import json, struct, sys, zlib
+data, at, packed = open(sys.argv[1], "rb").read(), 8, b""
+assert data.startswith(b"\x89PNG")
+while at < len(data):
+    size, kind = struct.unpack(">I4s", data[at:at + 8])
+    body = data[at + 8:at + 8 + size]
+    if kind == b"IHDR": width, height, depth, colour, _, _, interlace = struct.unpack(">IIBBBBB", body)
+    if kind == b"IDAT": packed += body
+    at += 12 + size
+assert (depth, interlace) == (8, 0) and colour in (2, 6), (depth, colour, interlace)
+n = 3 if colour == 2 else 4
+raw, line, found = zlib.decompress(packed), bytearray(width * n), {"red": 0, "green": 0, "white": 0}
+for y in range(height):
+    start = y * (width * n + 1)
+    how, row, above = raw[start], bytearray(raw[start + 1:start + 1 + width * n]), line
+    if how:
+        for i in range(width * n):
+            a, b, c = (row[i - n] if i >= n else 0), above[i], (above[i - n] if i >= n else 0)
+            if how == 4:
+                p = a + b - c
+                near = min((abs(p - a), 0, a), (abs(p - b), 1, b), (abs(p - c), 2, c))[2]
+            row[i] = (row[i] + (0, a, b, (a + b) // 2, near if how == 4 else 0)[how]) & 255
+    line = row
+    for x in range(0, width * n, n):
+        r, g, b = row[x], row[x + 1], row[x + 2]
+        if r > 170 and g < 90 and b < 90: found["red"] += 1
+        elif g > r + 40 and g > b + 10: found["green"] += 1
+        elif min(r, g, b) > 250: found["white"] += 1
+print(json.dumps(found))
+"#;
 
 fn tool_in_path(names: &[&str]) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;

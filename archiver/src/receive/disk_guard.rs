@@ -389,7 +389,7 @@ impl Receiver {
     async fn give_up_slot(&mut self, watch: &Watch) {
         let Some(limits) = watch.limits else { return };
         let mut eye = Eye {
-            info: beside(&self.config.connection, "guard"),
+            info: beside(&self.hosts.same(&self.config.connection), "guard"),
             slot: self.config.slot.clone(),
             connection: None,
             may_replicate: true,

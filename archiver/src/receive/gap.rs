@@ -33,7 +33,8 @@ impl Receiver {
     ) -> Result<ResumePoint> {
         // Somebody else may have stored some of it meanwhile. What one repository has is no gap: the others are filled from it.
         let catalog = self.survey().await?.union;
-        let stored = repository_end(&catalog, self.size, server.restart_lsn);
+        let on_path = |timeline| server.history.contains(timeline);
+        let stored = repository_end(&catalog, self.size, server.restart_lsn, on_path);
         // Tail chunks of the segment at `point` are there.
         let stored = stored.filter(|stored| stored.timeline == point.timeline);
         let from = stored.map_or(point.start, |stored| stored.end.max(point.start));
@@ -141,7 +142,7 @@ impl Receiver {
 
     /// Whether the server sends WAL from there on. Asked on a connection of its own: streaming ends with it.
     async fn is_available(&self, point: ResumePoint) -> Result<bool> {
-        let info = beside(&self.config.connection, "probe");
+        let info = beside(&self.hosts.same(&self.config.connection), "probe");
         let mut probe = Connection::connect(&info, Mode::PhysicalReplication).await?;
         let ask = async {
             let started = probe

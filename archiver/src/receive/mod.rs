@@ -9,9 +9,11 @@ mod backup_wanted;
 mod disk_guard;
 mod fill;
 mod gap;
+mod hosts;
 mod lanes;
 mod roll_up;
 mod slot;
+mod standby_slots;
 mod stream;
 mod survey;
 
@@ -26,12 +28,15 @@ use repository::sealed::Facts;
 use repository::wal::lineage;
 use repository::{ErrorClass, Repository, catalog::Catalog};
 use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
 use wal_format::{
     DecoderConfig, Lsn, Major, SegmentName, SegmentSize, TimelineHistory, TimelineId,
 };
 
 use self::fill::Fillers;
+use self::hosts::{Hosts, Next};
 use self::survey::Survey;
+use crate::branches::{check_newest, left_behind};
 use crate::error::ServerErrorKind;
 use crate::replication::{Connection, ConnectionInfo, Mode, Started, SystemIdentity};
 use crate::resume::{RepositoryEnd, ResumePoint, ServerPosition, plan_resume};
@@ -85,6 +90,8 @@ pub struct ReceiverConfig {
     pub slot: String,
     /// The cluster as the repository knows it.
     pub cluster: ClusterDocument,
+    /// Whether a slot is kept on each of the other listed servers too.
+    pub standby_slots: bool,
     /// How long bytes may wait.
     pub rpo: Rpo,
     /// What happens to invalid WAL.
@@ -114,6 +121,7 @@ pub struct Receiver {
     writer: u32,
     stop: watch::Receiver<bool>,
     connected_once: bool,
+    hosts: Hosts,
     slot_busy_since: Option<Instant>,
     /// Where the first WAL that is not valid was received; 0 for none.
     first_invalid: Arc<AtomicU64>,
@@ -171,6 +179,7 @@ impl Receiver {
             writer: u32::from_le_bytes(writer),
             stop,
             connected_once: false,
+            hosts: Hosts::default(),
             slot_busy_since: None,
             first_invalid: Arc::default(),
             roll_ups: Vec::new(),
@@ -228,26 +237,32 @@ impl Receiver {
         while !*self.stop.borrow() {
             let begun = Instant::now();
             let ended = tokio::select! {
-                ended = Box::pin(self.session(fillers)) => Some(ended),
+                ended = Box::pin(self.session(fillers)) => ended,
                 // Cut off anywhere, a session is as good as a crash, which loses nothing.
                 alarm = disk.alarm() => {
+                    self.is_paused.store(false, Ordering::Relaxed);
                     self.answer_alarm(&disk, alarm).await;
-                    None
+                    continue;
                 }
             };
             self.is_paused.store(false, Ordering::Relaxed);
             match ended {
-                None => {}
-                Some(Ok(SessionEnd::Stopped)) => return Ok(()),
-                Some(Ok(SessionEnd::ServerShutdown)) => {
+                Ok(SessionEnd::Stopped) => return Ok(()),
+                Ok(SessionEnd::ServerShutdown) => {
+                    self.hosts.ended();
                     tracing::info!("the server shut down, everything it had is stored")
                 }
-                Some(Err(error)) if self.is_final(&error) => return Err(error),
-                Some(Err(error)) => {
-                    tracing::warn!(
-                        error = error_text(&error),
-                        "connection to the server lost or refused, trying again"
-                    );
+                Err(error) => {
+                    let listed = &self.config.connection;
+                    match self.hosts.failed(error, listed, Instant::now()) {
+                        Next::AnotherHost => continue,
+                        Next::GiveUp(error) => return Err(error),
+                        Next::Settle(error) if self.is_final(&error) => return Err(error),
+                        Next::Settle(error) => tracing::warn!(
+                            error = error_text(&error),
+                            "connection to the server lost or refused, trying again"
+                        ),
+                    }
                 }
             }
             if begun.elapsed() > LONGEST_WAIT {
@@ -282,8 +297,9 @@ impl Receiver {
 
     /// One connection: from the checks to its end.
     async fn session(&mut self, fillers: &Fillers) -> Result<SessionEnd> {
-        let mut connection =
-            Connection::connect(&self.config.connection, Mode::PhysicalReplication).await?;
+        let candidates = self.hosts.candidates(&self.config.connection);
+        let mut connection = Connection::connect(&candidates, Mode::PhysicalReplication).await?;
+        self.hosts.connected_to(connection.host());
         connection.require_supported()?;
         let identity = check_identity(&mut connection, &self.config.cluster).await?;
         let sync = self.is_waited_for(&mut connection).await?;
@@ -304,7 +320,9 @@ impl Receiver {
                 roll_ups.catch_up(catalog);
             }
         }
-        let stored = repository_end(&survey.union, self.size, server.restart_lsn);
+        check_newest(&server.history, &survey.union, self.size)?;
+        let on_path = |timeline| server.history.contains(timeline);
+        let stored = repository_end(&survey.union, self.size, server.restart_lsn, on_path);
         let mut point = plan_resume(self.size, &server, stored)?;
         tracing::info!(
             server = connection.address(),
@@ -315,6 +333,14 @@ impl Receiver {
             "receiving WAL"
         );
         self.warn_of_slot_ahead(self.size, server.restart_lsn, point);
+        for left in left_behind(&server.history, &survey.union, self.size) {
+            tracing::warn!(timeline = left.timeline.get(), from = %left.from, to = %left.to,
+                "WAL is stored that does not lead to this server: it stays, and restores with --timeline");
+        }
+        let mut beside = JoinSet::new();
+        if let Some(slots) = self.standby_slots(&connection) {
+            beside.spawn(slots.keep());
+        }
         let major = Major::from_number(connection.server_major());
         let decoder = DecoderConfig {
             segment_size: self.size,
@@ -375,7 +401,9 @@ impl Receiver {
                         // would begin at the repository's end again, and fail again, unless something was stored meanwhile.
                         Err(error) if error.server_kind() == Some(ServerErrorKind::WalRemoved) => {
                             let survey = self.survey().await?;
-                            let end = repository_end(&survey.union, self.size, server.restart_lsn);
+                            let restart_lsn = server.restart_lsn;
+                            let end =
+                                repository_end(&survey.union, self.size, restart_lsn, on_path);
                             if end != stored {
                                 return Err(error);
                             }
@@ -397,6 +425,17 @@ impl Receiver {
                 start: self.size.start(self.size.segment(switch_point)),
             };
         }
+    }
+
+    /// Keeps a slot on each of the other listed servers, if there are any and that is wanted.
+    fn standby_slots(&self, connection: &Connection) -> Option<standby_slots::StandbySlots> {
+        let servers = self.hosts.others(&self.config.connection);
+        (self.config.standby_slots && !servers.is_empty()).then(|| standby_slots::StandbySlots {
+            servers,
+            slot: self.config.slot.clone(),
+            system_identifier: self.cluster.system_identifier,
+            stored: connection.reported_flush(),
+        })
     }
 
     /// Whether every byte is to be stored at once: because the user says so, or because commits wait for us anyhow.
@@ -428,7 +467,7 @@ impl Receiver {
 
     /// How commits wait, as far as can be seen: a role that may only replicate is let into no database, and sees the server's settings alone.
     async fn commit_settings(&self, replication: &mut Connection) -> Result<CommitSettings> {
-        let mut info = self.config.connection.clone();
+        let mut info = self.hosts.same(&self.config.connection);
         info.database.get_or_insert_with(|| "postgres".to_owned());
         let asked = async {
             let mut sql = Connection::connect(&info, Mode::Sql).await?;
@@ -633,15 +672,17 @@ impl Histories {
     }
 }
 
-/// Where the repository's WAL ends: before the first hole that the slot can still fill, else behind everything. A hole on record is none: the
-/// server has said that it does not have it.
+/// Where the repository's WAL of the server's own path ends: before the first hole that the slot can still fill, else behind everything. A hole on
+/// record is none: the server has said that it does not have it.
 fn repository_end(
     catalog: &Catalog,
     size: SegmentSize,
     restart_lsn: Option<Lsn>,
+    on_path: impl Fn(TimelineId) -> bool,
 ) -> Option<RepositoryEnd> {
     let ends = catalog.timelines.keys().rev();
     let (timeline, end) = ends
+        .filter(|timeline| on_path(**timeline))
         .filter_map(|timeline| Some((*timeline, catalog.wal_end(*timeline, size)?)))
         .next()?;
     let fillable = restart_lsn.map(|lsn| size.start(size.segment(lsn)));
@@ -674,7 +715,12 @@ mod tests {
         let end_in = |listing: &[(String, u64)], restart: Option<u64>| {
             let listing = listing.iter().map(|(path, size)| (path, *size));
             let catalog = Catalog::from_listing("7412".parse().unwrap(), listing);
-            let end = repository_end(&catalog, SegmentSize::DEFAULT, restart.map(Lsn::new));
+            let end = repository_end(
+                &catalog,
+                SegmentSize::DEFAULT,
+                restart.map(Lsn::new),
+                |_| true,
+            );
             end.unwrap().end
         };
         let end = |restart| end_in(&listing, restart);

@@ -128,7 +128,7 @@ impl Receiver {
     /// What `pg_replication_slots` says, on the server that we stream from; `None` if it cannot be asked: a role may have the right to
     /// replicate and no other.
     async fn ask_status(&self, replication: &Connection) -> Option<SlotStatus> {
-        let info = for_questions(&self.config.connection);
+        let info = for_questions(&self.hosts.same(&self.config.connection));
         let asked = async {
             let mut sql = Connection::connect_with(&info, Mode::Sql, Deadlines::DEFAULT).await?;
             // One of several servers: what another says of its slot of that name is nothing to us.

@@ -196,6 +196,44 @@ impl Connection {
         }
     }
 
+    /// As [`Connection::create_physical_slot`] with WAL reserved, on an SQL connection: a standby takes it too.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn create_slot_by_sql(&mut self, name: &str) -> Result<SlotCreation> {
+        let slot = SlotName::new(name)?.0;
+        let query =
+            format!("SELECT pg_catalog.pg_create_physical_replication_slot('{slot}', true)");
+        match self.query_named("make the slot", &query).await {
+            Ok(_) => Ok(SlotCreation::Created),
+            Err(error) if error.server_kind() == Some(ServerErrorKind::SlotExists) => {
+                Ok(SlotCreation::AlreadyExists)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// As [`Connection::drop_slot`], on an SQL connection.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn drop_slot_by_sql(&mut self, name: &str) -> Result<()> {
+        let slot = SlotName::new(name)?.0;
+        let query = format!("SELECT pg_catalog.pg_drop_replication_slot('{slot}')");
+        self.query_named("drop the slot", &query).await.map(drop)
+    }
+
+    /// Lets a slot that nobody uses forget WAL before `to`, or before what the server has flushed (a standby: replayed), if that is less.
+    /// On an SQL connection.
+    ///
+    /// # Errors
+    /// `Server`: `to` lies before the slot, the slot is in use, lost or missing. `InvalidName`.
+    pub async fn advance_slot(&mut self, name: &str, to: Lsn) -> Result<()> {
+        let slot = SlotName::new(name)?.0;
+        let query = format!("SELECT pg_catalog.pg_replication_slot_advance('{slot}', '{to}')");
+        self.query_named("advance the slot", &query).await.map(drop)
+    }
+
     /// Drops a slot.
     ///
     /// # Errors

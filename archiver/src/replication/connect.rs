@@ -194,6 +194,7 @@ impl Attempt<'_> {
             deadlines: self.deadlines,
             parameters: welcome.parameters,
             server_major,
+            host: self.host.clone(),
             cancel: CancelToken {
                 address: address.clone(),
                 plan: self.plan.clone().filter(|_| opened.is_encrypted),

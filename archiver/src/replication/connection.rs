@@ -2,7 +2,7 @@
 //! on it are in `query`, `commands`, `stream` and `base_backup`.
 
 use super::cancel::CancelToken;
-use super::conninfo::TargetSession;
+use super::conninfo::{Host, TargetSession};
 use super::framing::{Framed, Incoming, parse_server_error};
 use super::message::StatusUpdate;
 use super::session::StreamSession;
@@ -14,8 +14,11 @@ use postgres_protocol::message::frontend;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::time::{Instant, timeout};
+use wal_format::Lsn;
 
 /// What a connection is doing. A command that was dropped half-way leaves `Busy` behind, so nothing reads another command's answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +58,9 @@ pub struct Connection {
     parameters: BTreeMap<String, String>,
     server_major: u32,
     cancel: CancelToken,
+    host: Host,
+    /// Last position reported as flushed; 0 for none yet.
+    pub(super) reported: Arc<AtomicU64>,
 }
 
 /// What is known once a connection is ready.
@@ -65,6 +71,18 @@ pub(super) struct Established {
     pub parameters: BTreeMap<String, String>,
     pub server_major: u32,
     pub cancel: CancelToken,
+    pub host: Host,
+}
+
+/// How far the server was told that everything is stored, for whoever works beside the connection.
+#[derive(Clone, Debug)]
+pub struct ReportedFlush(Arc<AtomicU64>);
+
+impl ReportedFlush {
+    /// Last byte + 1; `0/0` until something was reported.
+    pub fn get(&self) -> Lsn {
+        Lsn::new(self.0.load(Ordering::Relaxed))
+    }
 }
 
 impl Connection {
@@ -81,6 +99,8 @@ impl Connection {
             parameters: established.parameters,
             server_major: established.server_major,
             cancel: established.cancel,
+            host: established.host,
+            reported: Arc::default(),
         }
     }
 
@@ -102,6 +122,16 @@ impl Connection {
     /// The address it is connected to.
     pub fn address(&self) -> String {
         self.cancel.address()
+    }
+
+    /// Which of the listed servers it is connected to.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// How far the server was told that everything is stored; follows while it streams.
+    pub fn reported_flush(&self) -> ReportedFlush {
+        ReportedFlush(Arc::clone(&self.reported))
     }
 
     /// Whether TLS is in use.

@@ -35,7 +35,7 @@ pub use commands::{
     HistoryFile, SUPPORTED_MAJORS, SlotCreation, SlotPosition, SlotStatus, SystemIdentity,
     WalStatus,
 };
-pub use connection::Connection;
+pub use connection::{Connection, ReportedFlush};
 pub use conninfo::{
     ChannelBinding, ConnectionInfo, CredentialFile, Host, Keepalive as TcpKeepalive, Password,
     RootCertificates, SslMode, SslNegotiation, TargetSession,

@@ -118,6 +118,9 @@ impl Connection {
     pub async fn send_status(&mut self, status: &StatusUpdate) -> Result<()> {
         self.expect_state(DURING, State::Streaming)?;
         self.last_status = Some(*status);
+        let flush = status.flush.as_u64();
+        self.reported
+            .store(flush, std::sync::atomic::Ordering::Relaxed);
         self.queue(DURING, |out| {
             status.encode(out);
             Ok(())

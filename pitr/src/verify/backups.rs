@@ -100,7 +100,7 @@ impl BackupCheck<'_> {
         };
         let name = key.to_string();
         if !contents && memory.knows(&name, meta, self.job.enough) {
-            self.job.reader.remembered(meta.size);
+            self.job.reader.remembered();
             return Ok(None);
         }
         let want = match contents {
@@ -200,7 +200,7 @@ impl BackupCheck<'_> {
             };
             let known = memory.knows(&key.to_string(), meta, job.enough);
             match known && contents.is_none() {
-                true => job.reader.remembered(meta.size),
+                true => job.reader.remembered(),
                 false => wanted.push((part, key)),
             }
         }
@@ -394,7 +394,7 @@ fn part_object(part: &PartDescriptor) -> BackupObject {
 }
 
 /// The reason of an error whose object is named beside it.
-fn reason_of(error: &Error) -> String {
+pub(crate) fn reason_of(error: &Error) -> String {
     match error {
         Error::Integrity { reason, .. } => reason.clone(),
         other => other.to_string(),

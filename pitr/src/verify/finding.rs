@@ -44,6 +44,10 @@ pub(crate) enum Place {
     History(TimelineId),
     /// A backup, by its label.
     Backup(String),
+    /// What every backup of the cluster stands on.
+    Cluster,
+    /// What can be made again from the rest.
+    Cache,
     /// Nothing that a recovery needs.
     Nowhere,
 }
@@ -109,7 +113,8 @@ impl Found {
             Place::Wal(timeline, lsn) => survey.effects(*timeline, *lsn),
             Place::History(timeline) => survey.effects_of_history(*timeline),
             Place::Backup(label) => Survey::effects_of_backup(label),
-            Place::Nowhere => Vec::new(),
+            Place::Cluster => survey.effects_of_cluster(),
+            Place::Cache | Place::Nowhere => Vec::new(),
         };
         let advice = advice(&self, &affects);
         Finding {
@@ -150,6 +155,10 @@ fn advice(found: &Found, affects: &[Effect]) -> String {
         }
         (Place::Backup(_), _) => {
             format!("{another_copy}; else take a new base backup (walden backup)")
+        }
+        (Place::Cluster, _) => another_copy.to_owned(),
+        (Place::Cache, _) => {
+            "no recovery needs it: delete it, walden run makes it again".to_owned()
         }
         (Place::Nowhere, _) => "no recovery needs it".to_owned(),
     }

@@ -65,6 +65,8 @@ pub struct Memory {
     path: Option<PathBuf>,
     before: Document,
     now: Document,
+    /// What is known now is not written yet.
+    is_changed: bool,
 }
 
 impl Memory {
@@ -74,7 +76,7 @@ impl Memory {
         Self::default()
     }
 
-    /// Reads what is remembered of a cluster in a repository (by its `repository_id`) from `folder`; with `ignore`, only keeps what this run
+    /// Reads what is remembered of a cluster in a repository (`repository_id` tells it and its place from others) from `folder`; with `ignore`, only keeps what this run
     /// verifies. Says why, if a file is there and cannot be used.
     #[must_use]
     pub fn load(
@@ -124,6 +126,7 @@ impl Memory {
             path: Some(path),
             before,
             now,
+            is_changed: true,
         };
         (memory, trouble)
     }
@@ -142,17 +145,27 @@ impl Memory {
             .into_iter()
             .find(|deeper| *deeper > depth && self.knows(key, meta, *deeper));
         let entry = (meta.size, meta.modified, deepest.unwrap_or(depth));
-        self.now.objects.insert(key.to_owned(), entry);
+        if self.now.objects.get(key) != Some(&entry) {
+            self.now.objects.insert(key.to_owned(), entry);
+            self.is_changed = true;
+        }
     }
 
     /// An object is not as it should be: it will be looked at again.
     pub(crate) fn forget(&mut self, key: &str) {
-        self.now.objects.remove(key);
+        self.is_changed |= self.now.objects.remove(key).is_some();
     }
 
     /// Drops what is known of objects that are no more.
     pub(crate) fn retain(&mut self, is_stored: impl Fn(&str) -> bool) {
+        let before = self.now.objects.len();
         self.now.objects.retain(|key, _| is_stored(key));
+        self.is_changed |= self.now.objects.len() != before;
+    }
+
+    /// Whether nothing is known of any object.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.before.objects.is_empty()
     }
 
     pub(crate) fn mark(&self, timeline: u32) -> Option<&Mark> {
@@ -160,15 +173,18 @@ impl Memory {
     }
 
     pub(crate) fn set_mark(&mut self, timeline: u32, mark: Mark) {
-        self.now.timelines.insert(timeline, mark);
+        if self.now.timelines.get(&timeline) != Some(&mark) {
+            self.now.timelines.insert(timeline, mark);
+            self.is_changed = true;
+        }
     }
 
-    /// Writes what is known now.
+    /// Writes what is known now, if that has changed.
     ///
     /// # Errors
     /// `Io`: the folder cannot be written.
-    pub fn save(&self) -> Result<()> {
-        let Some(path) = &self.path else {
+    pub fn save(&mut self) -> Result<()> {
+        let Some(path) = self.path.as_ref().filter(|_| self.is_changed) else {
             return Ok(());
         };
         let json = serde_json::to_vec(&self.now).map_err(|error| Error::Integrity {
@@ -179,6 +195,7 @@ impl Memory {
             durable::create_dir_chain(folder, 0o700)?;
         }
         durable::replace(path, 0o600, &json)?;
+        self.is_changed = false;
         Ok(())
     }
 }

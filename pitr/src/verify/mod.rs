@@ -1,10 +1,12 @@
 //! `verify`: proves, as deep as asked, that going back will work. The read path with its output thrown away.
 //!
 //! Owns the levels and the order of the work. What is looked at where: `survey.rs` (what is stored), `presence.rs` (names), `wal.rs` and
-//! `open_wal.rs` (WAL), `backups.rs` (base backups), `memory.rs` (what earlier runs verified), `finding.rs` (what is said about it).
+//! `open_wal.rs` (WAL), `rolled.rs` (what roll-ups say of it), `backups.rs` (base backups), `documents.rs` (what is small),
+//! `memory.rs` (what earlier runs verified), `finding.rs` (what is said about it).
 
 mod backups;
 mod decode;
+mod documents;
 mod finding;
 mod gaps;
 mod memory;
@@ -12,6 +14,7 @@ mod open_wal;
 mod pages;
 mod presence;
 mod reader;
+mod rolled;
 mod survey;
 mod wal;
 
@@ -21,10 +24,12 @@ pub use presence::Reach;
 pub use reader::Counts;
 
 use crate::error::Result;
-use finding::{Found, Place};
-use reader::{Examined, Reader, Want};
+use crate::roll_ups::fetch_roll_ups;
+use finding::Found;
+use reader::{Reader, Want};
 use repository::Repository;
 use repository::cluster::ClusterDocument;
+use repository::descriptor::WalDescriptor;
 use repository::key::{BackupObject, ObjectKey};
 use repository::sealed::OpenPolicy;
 use serde::Serialize;
@@ -32,8 +37,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use survey::{Meta, Survey};
 use wal_format::{DecoderConfig, SegmentName, Timestamp};
 
-/// Largest backup history file.
-const MAX_BACKUP_HISTORY_BYTES: usize = 1 << 20;
 /// Most findings that are kept; more are counted.
 const MAX_FINDINGS: usize = 10_000;
 
@@ -106,6 +109,8 @@ pub(crate) struct Job<'a> {
     pub(crate) decoder: DecoderConfig,
     /// What an object must have been verified to, to be passed over.
     pub(crate) enough: Depth,
+    /// What roll-ups say of segments.
+    pub(crate) rolled: &'a BTreeMap<SegmentName, WalDescriptor>,
 }
 
 impl Job<'_> {
@@ -149,6 +154,18 @@ pub async fn verify(
     let reader = Reader::new(request.repository, request.policy, &advance);
     let mut found = Vec::new();
     let survey = Survey::take(&reader, request.cluster, request.since, &mut found).await?;
+    if let Some(wrong) = documents::check_cluster(request.cluster, &survey, &mut found) {
+        found.push(wrong);
+        return Ok(nothing_fits(request.level, found, &survey, reader.counts()));
+    }
+    // Where every segment is read, they would say nothing new.
+    let rolled = match request.level == Level::Presence || !memory.is_empty() {
+        true => {
+            let repository = request.repository.into();
+            fetch_roll_ups(&repository, survey.cluster, &survey.catalog).await?
+        }
+        false => BTreeMap::new(),
+    };
     let keyless = request.policy.identities.is_empty();
     let job = Job {
         reader: &reader,
@@ -163,8 +180,9 @@ pub async fn verify(
             true => Depth::Stored,
             false => Depth::Opened,
         },
+        rolled: &rolled,
     };
-    progress(Progress::Total(total(&job)));
+    progress(Progress::Total(total(&job, memory)));
 
     let mut backups = Vec::new();
     for backup in &survey.backups {
@@ -192,7 +210,7 @@ pub async fn verify(
         save(&job, memory, &mut notes);
     }
     if job.level.reads() {
-        found.extend(check_small(&job).await?);
+        found.extend(documents::check_documents(&job, memory).await?);
         for backup in &survey.backups {
             found.extend(backups::check_backup(&job, backup, memory).await?);
             save(&job, memory, &mut notes);
@@ -204,6 +222,8 @@ pub async fn verify(
     });
     save(&job, memory, &mut notes);
     let found = gaps::settle(found, &survey, &mut notes);
+    let counts = reader.counts();
+    notes.splice(0..0, trusted(&job, &counts));
     let (findings, findings_not_listed) = conclude(found, &survey);
     Ok(Report {
         level: job.level,
@@ -212,22 +232,43 @@ pub async fn verify(
         notes,
         backups,
         prepared,
-        counts: reader.counts(),
+        counts,
     })
+}
+
+/// Where segments have another size than is said, no position is what it seems: everything would be wrong.
+fn nothing_fits(level: Level, found: Vec<Found>, survey: &Survey, counts: Counts) -> Report {
+    let (findings, findings_not_listed) = conclude(found, survey);
+    Report {
+        level,
+        findings,
+        findings_not_listed,
+        notes: vec!["WAL was not looked at: no position in it is known".to_owned()],
+        backups: Vec::new(),
+        prepared: BTreeMap::new(),
+        counts,
+    }
 }
 
 /// How far verification is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// So many stored bytes are to be looked at, remembered ones included.
+    /// So many stored bytes are to be read: an estimate.
     Total(u64),
-    /// So many more are done.
+    /// So many more were.
     Read(u64),
 }
 
-/// Stored bytes of what the level looks at.
-fn total(job: &Job<'_>) -> u64 {
+/// Stored bytes of what the level looks at and no earlier run has verified.
+fn total(job: &Job<'_>, memory: &Memory) -> u64 {
     let survey = job.survey;
+    let depth = |key: &ObjectKey| match (key, job.level) {
+        (ObjectKey::Segment { .. }, level) if level.decodes() => Depth::Understood,
+        (ObjectKey::Backup { object, .. }, Level::Backups) if *object != BackupObject::Catalog => {
+            Depth::Understood
+        }
+        _ => job.enough,
+    };
     let wanted = |key: &ObjectKey| match key {
         ObjectKey::Segment { name, .. }
         | ObjectKey::Tail { name, .. }
@@ -248,33 +289,53 @@ fn total(job: &Job<'_>) -> u64 {
     if !job.level.reads() {
         return 0;
     }
+    let is_known = |key, meta| memory.knows(&ObjectKey::to_string(key), meta, depth(key));
     let objects = survey.objects.iter().filter(|(key, _)| wanted(key));
-    objects.map(|(_, meta)| meta.size).sum()
+    let unknown = objects.filter(|(key, meta)| !is_known(*key, **meta));
+    unknown.map(|(_, meta)| meta.size).sum()
 }
 
-/// Backup history files: small, and nothing a recovery needs.
-async fn check_small(job: &Job<'_>) -> Result<Vec<Found>> {
-    let mut found = Vec::new();
-    let keys = job.survey.objects.keys();
-    for key in keys.filter(|key| matches!(key, ObjectKey::BackupHistory { .. })) {
-        let seen = job
-            .reader
-            .examine(key, MAX_BACKUP_HISTORY_BYTES, Want::Checked)
-            .await?;
-        if let Examined::Bad(problem, detail) = seen {
-            found.push(Found {
-                object: key.to_string(),
-                place: Place::Nowhere,
-                lsn: None,
-                problem,
-                detail,
-            });
+/// What was believed instead of read.
+fn trusted(job: &Job<'_>, counts: &Counts) -> Vec<String> {
+    let mut notes = Vec::new();
+    let rolled = counts.descriptors_rolled_up;
+    if job.level == Level::Presence {
+        notes.push(
+            "descriptors were believed, not authenticated: this finds accidents, not an attacker; --checksums with a key proves them"
+                .to_owned(),
+        );
+        if rolled > 0 {
+            notes.push(format!(
+                "{} were believed from roll-ups, and the segments themselves by name and size: --checksums reads them",
+                counted(rolled, "descriptor")
+            ));
         }
     }
-    Ok(found)
+    if counts.objects_remembered > 0 {
+        notes.push(format!(
+            "{} not read again: an earlier run verified {}, and size and time of writing are the same{}; --all reads everything",
+            match counts.objects_remembered {
+                1 => "1 object was".to_owned(),
+                many => format!("{many} objects were"),
+            },
+            if counts.objects_remembered == 1 { "it" } else { "them" },
+            match rolled {
+                0 => String::new(),
+                _ => format!(", and {} were believed from roll-ups", counted(rolled, "descriptor")),
+            }
+        ));
+    }
+    notes
 }
 
-fn save(job: &Job<'_>, memory: &Memory, notes: &mut Vec<String>) {
+fn counted(count: u64, what: &str) -> String {
+    match count {
+        1 => format!("1 {what}"),
+        _ => format!("{count} {what}s"),
+    }
+}
+
+fn save(job: &Job<'_>, memory: &mut Memory, notes: &mut Vec<String>) {
     if !job.level.reads() {
         return;
     }
@@ -289,12 +350,7 @@ fn save(job: &Job<'_>, memory: &Memory, notes: &mut Vec<String>) {
 fn notes(job: &Job<'_>, keyless: bool) -> Vec<String> {
     let survey = job.survey;
     let mut notes = Vec::new();
-    if job.level == Level::Presence {
-        notes.push(
-            "descriptors were believed, not authenticated: this finds accidents, not an attacker; --checksums with a key proves them"
-                .to_owned(),
-        );
-    } else if keyless {
+    if job.level.reads() && keyless {
         notes.push(
             "no key: encrypted objects were held against their own checksums, which finds accidents, not an attacker"
                 .to_owned(),

@@ -3,6 +3,7 @@
 //!
 //! Owns the order. Joining is `assemble.rs`'s, the place of an object `segment_source.rs`'s, chain and decoder go on from `wal.rs`.
 
+use super::backups::reason_of;
 use super::finding::Problem;
 use super::memory::Memory;
 use super::reader::{Examined, Want};
@@ -52,6 +53,10 @@ impl TimelineWalk<'_> {
                 continue;
             };
             let is_sealed = objects.segments.contains_key(&name);
+            // What a sealed segment covers is garbage: nothing reads it, and there may be very much of it.
+            if is_sealed && !self.job.level.reads() {
+                continue;
+            }
             self.open_segment(name, number, &tails, &partials, is_sealed, memory)
                 .await?;
         }
@@ -68,8 +73,7 @@ impl TimelineWalk<'_> {
         memory: &mut Memory,
     ) -> Result<()> {
         let start = self.job.survey.size.start(number);
-        let pieces = self.pieces(name, start, tails, partials, memory).await?;
-        // What a sealed segment covers is garbage: nothing reads it.
+        let pieces = (self.pieces(name, start, tails, partials, is_sealed, memory)).await?;
         let Some(mut pieces) = pieces.filter(|pieces| !is_sealed && !pieces.is_empty()) else {
             return Ok(());
         };
@@ -101,6 +105,7 @@ impl TimelineWalk<'_> {
         start: Lsn,
         tails: &[TailChunk],
         partials: &[PartialObject],
+        is_sealed: bool,
         memory: &mut Memory,
     ) -> Result<Option<Vec<Piece>>> {
         let cluster = self.job.survey.cluster;
@@ -120,12 +125,23 @@ impl TimelineWalk<'_> {
             (0, None, ObjectKey::Partial { cluster, name, tag })
         });
         let (job, limit) = (self.job, self.job.segment_limit());
-        let want = match (job.level.decodes(), job.level.reads()) {
+        let want = match (job.level.decodes() && !is_sealed, job.level.reads()) {
             (true, _) => Want::Contents,
             (false, true) => Want::Checked,
             (false, false) => Want::Descriptor,
         };
-        let all: Vec<_> = partials.chain(chunks).collect();
+        let mut all: Vec<_> = partials.chain(chunks).collect();
+        if is_sealed {
+            all.retain(|(_, _, key)| {
+                let meta = job.survey.objects.get(key);
+                let is_known =
+                    meta.is_some_and(|meta| memory.knows(&key.to_string(), *meta, job.enough));
+                if is_known {
+                    job.reader.remembered();
+                }
+                !is_known
+            });
+        }
         let mut seen =
             futures_util::stream::iter(all.into_iter().map(|(from, to, key)| async move {
                 let seen = job.reader.examine(&key, limit, want).await;
@@ -159,7 +175,7 @@ impl TimelineWalk<'_> {
                                 true => Problem::Lineage,
                                 false => Problem::Contradiction,
                             };
-                            Some((problem, error.to_string()))
+                            Some((problem, reason_of(&error)))
                         }
                         Ok(_) if !named => Some((
                             Problem::Contradiction,
@@ -247,7 +263,7 @@ impl TimelineWalk<'_> {
                 let last = pieces.last().unwrap_or(first);
                 let at = start.saturating_add(u64::from(last.from));
                 let key = last.key.clone();
-                self.add(&key, start, at, Problem::Contradiction, error.to_string());
+                self.add(&key, start, at, Problem::Contradiction, reason_of(&error));
                 return Ok(());
             }
         };

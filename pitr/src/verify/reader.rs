@@ -53,6 +53,8 @@ pub struct Counts {
     pub objects_remembered: u64,
     /// Objects of which only the descriptor was read.
     pub descriptors_read: u64,
+    /// Segments of which a roll-up told the descriptor.
+    pub descriptors_rolled_up: u64,
     /// Stored bytes read.
     pub stored_bytes: u64,
     /// Plain bytes they held; 0 without a key.
@@ -70,6 +72,7 @@ struct Counters {
     objects: AtomicU64,
     remembered: AtomicU64,
     descriptors: AtomicU64,
+    rolled_up: AtomicU64,
     stored: AtomicU64,
     plain: AtomicU64,
     records: AtomicU64,
@@ -145,9 +148,7 @@ impl<'a> Reader<'a> {
             Ok((descriptor, Some(plain)))
         })
         .await;
-        (self.progress)(stored);
-        self.counters.objects.fetch_add(1, Ordering::Relaxed);
-        self.counters.stored.fetch_add(stored, Ordering::Relaxed);
+        self.count_read(stored);
         match opened {
             Ok((descriptor, plain)) => {
                 let depth = match &plain {
@@ -169,9 +170,20 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// An object that an earlier run verified counts as looked at.
-    pub(crate) fn remembered(&self, stored: u64) {
+    /// An object that an earlier run verified.
+    pub(crate) fn remembered(&self) {
         self.counters.remembered.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Segments that roll-ups described.
+    pub(crate) fn rolled_up(&self, count: u64) {
+        self.counters.rolled_up.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// An object of so many bytes was read.
+    pub(crate) fn count_read(&self, stored: u64) {
+        self.counters.objects.fetch_add(1, Ordering::Relaxed);
+        self.counters.stored.fetch_add(stored, Ordering::Relaxed);
         (self.progress)(stored);
     }
 
@@ -191,6 +203,7 @@ impl<'a> Reader<'a> {
             objects_read: of(&self.counters.objects),
             objects_remembered: of(&self.counters.remembered),
             descriptors_read: of(&self.counters.descriptors),
+            descriptors_rolled_up: of(&self.counters.rolled_up),
             stored_bytes: of(&self.counters.stored),
             plain_bytes: of(&self.counters.plain),
             records: of(&self.counters.records),

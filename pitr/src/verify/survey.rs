@@ -378,6 +378,14 @@ impl Survey {
             .collect()
     }
 
+    /// All of them.
+    pub(crate) fn effects_of_cluster(&self) -> Vec<Effect> {
+        let labels = self.backups.iter().map(|backup| &backup.facts.label);
+        labels
+            .flat_map(|label| Self::effects_of_backup(label.as_str()))
+            .collect()
+    }
+
     /// A backup that cannot be laid out.
     pub(crate) fn effects_of_backup(label: &str) -> Vec<Effect> {
         vec![Effect {

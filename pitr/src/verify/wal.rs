@@ -8,6 +8,7 @@ use super::decode::{Decoded, OpenTransactions, contradiction, decode};
 use super::finding::{Found, Place, Problem};
 use super::memory::{Depth, Mark, Memory, Prepared};
 use super::reader::{Examined, Want, blocking};
+use super::rolled;
 use crate::error::{Error, Result};
 use crate::plan::{BrokenChain, ChainProof, Piece, PieceSource, WalPath};
 use crate::segment_source::{MAX_WITHOUT_RECORDS, SegmentSource};
@@ -38,6 +39,13 @@ pub(crate) struct TimelineWalk<'a> {
     /// Prepared transactions from before this position are not known.
     unknown_before: Option<Lsn>,
     has_decoded: bool,
+}
+
+/// What was seen of a sealed segment.
+enum Seen {
+    /// What a roll-up says of it.
+    RolledUp(Box<WalDescriptor>),
+    Object(Examined),
 }
 
 /// What a timeline leaves behind.
@@ -115,6 +123,8 @@ impl TimelineWalk<'_> {
                 (name, number, job.want(&key, memory))
             })
             .collect();
+        let rolled = rolled::believable(job, self.path, &wants).await?;
+        let rolled = &rolled;
         let in_flight = match job.level.reads() {
             true => in_flight(u64::from(survey.size.bytes())),
             false => DESCRIPTORS_IN_FLIGHT,
@@ -122,7 +132,14 @@ impl TimelineWalk<'_> {
         let mut examined =
             futures_util::stream::iter(wants.into_iter().map(|(name, number, want)| async move {
                 let key = job.segment_key(name);
-                let seen = job.reader.examine(&key, limit, want).await;
+                let seen = match rolled.get(&name) {
+                    Some(wal) => Ok(Seen::RolledUp(Box::new(wal.clone()))),
+                    None => job
+                        .reader
+                        .examine(&key, limit, want)
+                        .await
+                        .map(Seen::Object),
+                };
                 (name, number, key, want, seen)
             }))
             .buffered(in_flight);
@@ -132,8 +149,8 @@ impl TimelineWalk<'_> {
             let text = key.to_string();
             match (survey.objects.get(&key), depth) {
                 _ if self.found.len() > before => memory.forget(&text),
-                (Some(meta), None) if want == Want::Descriptor && job.level.reads() => {
-                    job.reader.remembered(meta.size);
+                (Some(_), None) if want == Want::Descriptor && job.level.reads() => {
+                    job.reader.remembered();
                 }
                 (Some(meta), Some(depth)) => memory.note(&text, *meta, depth),
                 _ => {}
@@ -148,7 +165,7 @@ impl TimelineWalk<'_> {
         name: SegmentName,
         number: SegmentNumber,
         key: &ObjectKey,
-        seen: Examined,
+        seen: Seen,
         memory: &Memory,
     ) -> Result<Option<Depth>> {
         let size = self.job.survey.size;
@@ -159,6 +176,14 @@ impl TimelineWalk<'_> {
             self.proof = ChainProof::default();
             self.scanner = None;
         }
+        let seen = match seen {
+            Seen::RolledUp(wal) => {
+                self.chain(name, number, key, &wal).await?;
+                self.scanner = None;
+                return Ok(None);
+            }
+            Seen::Object(seen) => seen,
+        };
         let (descriptor, plain, depth) = match seen {
             Examined::Good {
                 descriptor,

@@ -305,7 +305,10 @@ async fn what_a_put_takes_each_answer_for() {
         ..options(&endpoint)
     };
     let store = Store::open("s3://bucket/prefix", options).unwrap();
-    store.put_new("x", "body").await.unwrap();
+    assert_eq!(
+        store.put_new("x", "body").await.unwrap(),
+        PutOutcome::Created
+    );
     let request = seen.requests.lock().unwrap()[0].to_ascii_lowercase();
     assert!(
         request.contains("x-amz-storage-class: standard_ia"),

@@ -144,6 +144,7 @@ impl Branched {
             repository: &self.repository,
             seal: self.seal.clone(),
             system_identifier: Some(self.cluster.system_identifier),
+            incarnation: 0,
             on_invalid: OnInvalid::Refuse,
         };
         wait(async {

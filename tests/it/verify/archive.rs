@@ -303,6 +303,37 @@ impl Copy {
         key
     }
 
+    /// Adds an object.
+    pub(super) fn add(&self, key: &str, bytes: &[u8]) {
+        let path = self.path(key);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        assert!(!path.exists(), "{key} is there");
+        fs::write(&path, bytes).unwrap();
+    }
+
+    /// Keys of all objects, in order.
+    pub(super) fn keys(&self) -> Vec<String> {
+        let root = self.scratch.join("repo");
+        let mut keys = Vec::new();
+        let mut folders = vec![root.clone()];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(folder).unwrap().flatten() {
+                match entry.path() {
+                    path if path.is_dir() => folders.push(path),
+                    path => keys.push(
+                        path.strip_prefix(&root)
+                            .unwrap()
+                            .to_str()
+                            .unwrap()
+                            .to_owned(),
+                    ),
+                }
+            }
+        }
+        keys.sort();
+        keys
+    }
+
     /// Replaces an object; the one in the archive stays as it is.
     pub(super) fn write(&self, key: &str, bytes: &[u8]) {
         let path = self.path(key);

@@ -1,8 +1,7 @@
 //! The damages: each changes a copy of the archive in one way and says which objects must be named, and where in WAL.
 
 use super::archive::{Archive, Copy, SIZE};
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD_NO_PAD;
+use super::told;
 use repository::descriptor::WalDescriptor;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -23,10 +22,12 @@ pub(super) struct Damage {
     pub(super) name: &'static str,
     /// The shallowest level that finds it.
     pub(super) level: &'static str,
+    /// Whether a backup loses by it.
+    pub(super) matters: bool,
     pub(super) make: Box<Make>,
 }
 
-fn damage(
+pub(super) fn damage(
     name: &'static str,
     level: &'static str,
     make: impl Fn(&Archive, &Copy) -> Vec<Named> + Send + Sync + 'static,
@@ -34,7 +35,19 @@ fn damage(
     Damage {
         name,
         level,
+        matters: true,
         make: Box::new(make),
+    }
+}
+
+/// One by which no backup loses anything.
+pub(super) fn harmless(
+    name: &'static str,
+    make: impl Fn(&Archive, &Copy) -> Vec<Named> + Send + Sync + 'static,
+) -> Damage {
+    Damage {
+        matters: false,
+        ..damage(name, "--checksums", make)
     }
 }
 
@@ -45,11 +58,12 @@ pub(super) fn damages(archive: &Archive) -> Vec<Damage> {
     all.extend(wrong_places());
     all.extend(sealed_anew());
     all.extend(backups());
-    all.extend(told_wrong(archive.identity().is_some()));
+    all.extend(told::descriptors_and_backups(archive.identity().is_some()));
+    all.extend(told::plain_documents());
     all
 }
 
-fn start(name: &SegmentName) -> Option<Lsn> {
+pub(super) fn start(name: &SegmentName) -> Option<Lsn> {
     name.start(SIZE)
 }
 
@@ -78,7 +92,7 @@ fn absences() -> Vec<Damage> {
 }
 
 /// Flips one bit of an object.
-fn flip(copy: &Copy, key: &str, place: impl Fn(&[u8]) -> usize) {
+pub(super) fn flip(copy: &Copy, key: &str, place: impl Fn(&[u8]) -> usize) {
     let mut bytes = copy.read(key);
     let place = place(&bytes);
     bytes[place] ^= 1;
@@ -102,7 +116,8 @@ fn stored_bytes() -> Vec<Damage> {
         })
     };
     vec![
-        in_segment("a byte flipped in the header", "--presence", |_, _| 80),
+        // Timeline 1 has ended and is rolled up: --presence believes the roll-up of a segment whose size is right.
+        in_segment("a byte flipped in the header", "--checksums", |_, _| 80),
         in_segment(
             "a byte flipped at the header's end",
             "--checksums",
@@ -208,6 +223,35 @@ fn wrong_places() -> Vec<Damage> {
                 let next = archive.segment_key(&next);
                 let wal = archive.open(&next, copy.read(&next)).0.wal.unwrap();
                 vec![(next, wal.first_record)]
+            },
+        ),
+        damage(
+            "a segment of another timeline 2, which left timeline 1 elsewhere",
+            "--presence",
+            |archive, copy| {
+                let name = archive.segments(2)[1];
+                let key = archive.segment_key(&name);
+                let (descriptor, plain) = archive.open(&key, copy.read(&key));
+                let wal = WalDescriptor {
+                    lineage: "0123456789abcdef0123456789abcdef".into(),
+                    ..descriptor.wal.unwrap()
+                };
+                copy.write(&key, &archive.seal(&key, Some(wal), &plain));
+                vec![(key, start(&name))]
+            },
+        ),
+        damage(
+            "the history file of another timeline 2",
+            "--presence",
+            |archive, copy| {
+                let key = format!("{}/wal/00000002.history", archive.cluster);
+                let (_, plain) = archive.open(&key, copy.read(&key));
+                let other = [plain, b"# another one\n".to_vec()].concat();
+                copy.write(&key, &archive.seal(&key, None, &other));
+                let names = archive.segments(2).into_iter();
+                names
+                    .map(|name| (archive.segment_key(&name), start(&name)))
+                    .collect()
             },
         ),
     ]
@@ -329,7 +373,7 @@ fn sealed_anew() -> Vec<Damage> {
     ]
 }
 
-fn part_key(archive: &Archive, backup: usize) -> String {
+pub(super) fn part_key(archive: &Archive, backup: usize) -> String {
     format!(
         "{}/backups/{}/base.000000",
         archive.cluster, archive.labels[backup]
@@ -453,153 +497,8 @@ fn damage_page(archive: &Archive, copy: &Copy) -> Vec<Named> {
     vec![(format!("{folder}/backup.json: {FILE}"), None)]
 }
 
-fn edit_json(copy: &Copy, key: &str, edit: impl Fn(&mut Value)) {
+pub(super) fn edit_json(copy: &Copy, key: &str, edit: impl Fn(&mut Value)) {
     let mut document: Value = serde_json::from_slice(&copy.read(key)).unwrap();
     edit(&mut document);
     copy.write(key, &serde_json::to_vec_pretty(&document).unwrap());
-}
-
-fn told_wrong(encrypted: bool) -> Vec<Damage> {
-    let backup_json = |archive: &Archive| {
-        format!(
-            "{}/backups/{}/backup.json",
-            archive.cluster, archive.labels[0]
-        )
-    };
-    vec![
-        damage("a descriptor edited", "--presence", |archive, copy| {
-            let name = archive.middle_segment();
-            let key = archive.segment_key(&name);
-            edit_descriptor(copy, &key, false);
-            vec![(key, start(&name))]
-        }),
-        damage(
-            "a descriptor edited, its checksum recomputed",
-            // The header's HMAC tells at once; without encryption the WAL itself does.
-            if encrypted { "--checksums" } else { "--wal" },
-            |archive, copy| {
-                let name = archive.middle_segment();
-                let key = archive.segment_key(&name);
-                edit_descriptor(copy, &key, true);
-                vec![(key, start(&name))]
-            },
-        ),
-        damage(
-            "backup.json edited: a part's size",
-            "--presence",
-            move |archive, copy| {
-                let key = backup_json(archive);
-                edit_json(copy, &key, |backup| {
-                    backup["parts"][0]["plain_size"] = 512.into()
-                });
-                vec![(key, None)]
-            },
-        ),
-        damage(
-            "backup.json edited: a part's checksum",
-            "--checksums",
-            |archive, copy| {
-                let key = format!(
-                    "{}/backups/{}/backup.json",
-                    archive.cluster, archive.labels[0]
-                );
-                edit_json(copy, &key, |backup| {
-                    backup["parts"][0]["plain_crc32"] = "00000007".into()
-                });
-                vec![(part_key(archive, 0), None)]
-            },
-        ),
-        damage(
-            "backup.json edited: its stop LSN",
-            "--backups",
-            |archive, copy| {
-                let folder = format!("{}/backups/{}", archive.cluster, archive.labels[0]);
-                edit_json(copy, &format!("{folder}/backup.json"), |backup| {
-                    let stop: Lsn = backup["stop_lsn"].as_str().unwrap().parse().unwrap();
-                    let earlier = Lsn::new(stop.as_u64() - 8);
-                    backup["stop_lsn"] = earlier.to_string().into();
-                });
-                vec![(format!("{folder}/manifest"), None)]
-            },
-        ),
-        damage("backup.json cut", "--presence", move |archive, copy| {
-            let key = backup_json(archive);
-            let bytes = copy.read(&key);
-            copy.write(&key, &bytes[..bytes.len() / 2]);
-            vec![(key, None)]
-        }),
-    ]
-}
-
-/// Moves the time of a segment's newest transaction by a second, in the header as it is stored.
-fn edit_descriptor(copy: &Copy, key: &str, with_checksum: bool) {
-    let bytes = copy.read(key);
-    let edited = match bytes.starts_with(b"age-encryption.org/v1\n") {
-        true => edit_age_header(&bytes, with_checksum),
-        false => edit_plain_header(&bytes, with_checksum),
-    };
-    copy.write(key, &edited);
-}
-
-fn edit(json: &[u8]) -> Vec<u8> {
-    let mut document: Value = serde_json::from_slice(json).unwrap();
-    let time: jiff::Timestamp = document["wal"]["time_max"]
-        .as_str()
-        .unwrap()
-        .parse()
-        .unwrap();
-    let later = time + jiff::SignedDuration::from_secs(1);
-    document["wal"]["time_max"] = later.to_string().into();
-    serde_json::to_vec(&document).unwrap()
-}
-
-/// Magic, size, `walden.v1 <CRC>`, JSON.
-fn edit_plain_header(bytes: &[u8], with_checksum: bool) -> Vec<u8> {
-    let size = u32::from_le_bytes(bytes[4..8].try_into().unwrap()) as usize;
-    let (content, payload) = bytes[8..].split_at(size);
-    let end = content.iter().position(|byte| *byte == b'\n').unwrap() + 1;
-    let json = edit(&content[end..]);
-    let line = match with_checksum {
-        true => format!("walden.v1 {:08x}\n", crc32fast::hash(&json)).into_bytes(),
-        false => content[..end].to_vec(),
-    };
-    let size = u32::try_from(line.len() + json.len()).unwrap();
-    [&bytes[..4], &size.to_le_bytes(), &line, &json, payload].concat()
-}
-
-/// The first stanza's argument is the CRC of the JSON and of the stanzas behind; its body the JSON in base64, 64 columns.
-fn edit_age_header(bytes: &[u8], with_checksum: bool) -> Vec<u8> {
-    let end = bytes
-        .windows(4)
-        .position(|window| window == b"\n---")
-        .unwrap()
-        + 1;
-    let text = std::str::from_utf8(&bytes[..end]).unwrap();
-    let mut lines = text.split_inclusive('\n');
-    let (magic, stanza) = (lines.next().unwrap(), lines.next().unwrap());
-    let mut body = String::new();
-    for line in lines.by_ref() {
-        body.push_str(line.trim_end());
-        if line.trim_end().len() < 64 {
-            break;
-        }
-    }
-    let others: String = lines.collect();
-    let json = edit(&BASE64_STANDARD_NO_PAD.decode(body).unwrap());
-    let sum = crc32fast::hash(&[&json, others.as_bytes()].concat());
-    let stanza = match with_checksum {
-        true => format!("-> walden.v1 {sum:08x}\n"),
-        false => stanza.to_owned(),
-    };
-    let encoded = BASE64_STANDARD_NO_PAD.encode(json);
-    let mut header = format!("{magic}{stanza}");
-    for line in encoded.as_bytes().chunks(64) {
-        header.push_str(std::str::from_utf8(line).unwrap());
-        header.push('\n');
-    }
-    if encoded.len().is_multiple_of(64) {
-        header.push('\n');
-    }
-    header.push_str(&others);
-    [header.as_bytes(), &bytes[end..]].concat()
 }
