@@ -8,7 +8,7 @@ CACHE := $(or $(WALDEN_CACHE_DIR),$(CURDIR)/.cache)
 export WALDEN_TEST_PG_DIR := $(CACHE)/pg
 export WALDEN_TEST_WEED := $(CACHE)/bin/weed
 
-.PHONY: help setup demo test fast lint bench
+.PHONY: help setup demo test fast lint bench soak
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{ printf "  make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ test: setup ## All tests: unit, property, doctests, tidy, integration with real 
 fast: ## Unit and property tests only, no servers
 	$(CARGO) test --workspace --lib --bins --test tidy
 
+soak: setup ## What `make test` does a little of, for longer: ROUNDS=20 or MINUTES=60, SEED= to do one again, PART= of the names
+	scripts/soak
+
 lint: ## Formatting, clippy and documentation, warnings are errors
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets -- -D warnings
@@ -37,4 +40,4 @@ lint: ## Formatting, clippy and documentation, warnings are errors
 bench: ## Short benchmarks, as figures and as ratios to the bare libraries
 	scripts/setup test
 	scripts/sample-wal
-	WALDEN_CACHE_DIR=$(CACHE) $(CARGO) bench --workspace --bench seal --bench wal_scan --bench window --bench verify
+	WALDEN_CACHE_DIR=$(CACHE) $(CARGO) bench --workspace --bench seal --bench wal_scan --bench window --bench verify --bench commit_latency

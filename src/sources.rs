@@ -5,10 +5,10 @@ use std::path::Path;
 
 use anyhow::{Context, Result, anyhow};
 use repository::several::Account;
-use repository::{Deadlines, ErrorClass, Repositories, Repository, durable};
+use repository::{ErrorClass, Repositories, durable};
 use serde_json::{Value, json};
 
-use crate::config::{self, Config};
+use crate::config::Config;
 use crate::exit_code::ExitCode;
 use crate::failure::Advise;
 use crate::open;
@@ -18,42 +18,12 @@ const MEMORY_FILE: &str = "walden-unanswered-repositories";
 /// Largest such file that is read, in bytes.
 const MAX_MEMORY_BYTES: u64 = 64 << 10;
 
-/// Every configured repository. Nothing is asked of them yet.
-///
-/// # Errors
-/// As [`open::open_repository`], for any of them.
-pub(crate) async fn open_all(config: &Config, deadlines: Deadlines) -> Result<Repositories> {
-    let mut members = Vec::new();
-    for configured in &config.repositories {
-        members.push(open_one(config, configured, deadlines).await?);
-    }
-    Ok(Repositories::new(members))
-}
-
-/// One of them.
-///
-/// # Errors
-/// As [`open::open_repository`].
-pub(crate) async fn open_one(
-    config: &Config,
-    configured: &config::Repository,
-    deadlines: Deadlines,
-) -> Result<Repository> {
-    let alone = Config {
-        repositories: vec![configured.clone()],
-        ..config.clone()
-    };
-    open::open_repository_with(&alone, deadlines)
-        .await
-        .with_context(|| format!("repository {}", configured.name))
-}
-
 /// Opens what is configured, and asks that at least one of them is a repository.
 ///
 /// # Errors
-/// As [`open_all`]; none of them is one: exit code 10; none answers.
+/// As [`open::repositories`]; none of them is one: exit code 10; none answers.
 pub(crate) async fn open_existing(config: &Config) -> Result<Repositories> {
-    let repositories = open_all(config, Deadlines::default()).await?;
+    let repositories = Repositories::new(open::repositories(config).await?);
     if let [only] = repositories.members() {
         open::require_repository(only).await?;
         return Ok(repositories);

@@ -3,6 +3,7 @@
 pub mod assembler;
 pub mod base_backup;
 pub mod branches;
+mod commit_watch;
 pub mod error;
 pub mod progress;
 pub mod push;

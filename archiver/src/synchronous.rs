@@ -1,13 +1,23 @@
 //! Which of the server's commits wait for this receiver, and for what: reading of `synchronous_standby_names` and of
 //! `synchronous_commit`, which may be set for the server, a role, a database, or a role in a database. (What a session sets for itself cannot
-//! be seen from outside.) Owns the questions and their judgement; what follows from it is the receiver's and the command line's.
+//! be seen from outside.) Owns the questions and their judgement; what follows from it is the receiver's (`commit_watch.rs`) and the command
+//! line's.
 //!
 //! Source: manual chapter "Replication", settings of the primary server; `src/backend/replication/syncrep.c`, `pg_db_role_setting`.
 
 use std::fmt;
+use std::time::Duration;
 
-use crate::replication::Connection;
+use crate::replication::{Connection, ConnectionInfo, Deadlines, Mode};
+use crate::upload::error_text;
 use crate::{Error, Result};
+
+/// How long one answer may take: it is asked for again.
+const PATIENCE: Deadlines = Deadlines {
+    connect: Duration::from_secs(10),
+    reply: Duration::from_secs(10),
+    ..Deadlines::DEFAULT
+};
 
 /// Set where commits wait until a standby has *replayed* them: a receiver never does.
 const REMOTE_APPLY: &str = "remote_apply";
@@ -63,10 +73,33 @@ impl CommitSettings {
         })
     }
 
+    /// Connects for this one question. A connection that stayed would keep the server from a smart shutdown.
+    ///
+    /// # Errors
+    /// Those of the connection: a role that may only replicate is let into no database.
+    pub async fn connect_and_ask(replication: &ConnectionInfo) -> Result<Self> {
+        let mut info = replication.clone();
+        info.database.get_or_insert_with(|| "postgres".to_owned());
+        let mut sql = Connection::connect_with(&info, Mode::Sql, PATIENCE).await?;
+        let settings = Self::ask(&mut sql).await?;
+        if let Err(error) = sql.close().await {
+            // Everything was asked: how the connection ends is of no interest.
+            tracing::debug!(error = error_text(&error), "side connection");
+        }
+        Ok(settings)
+    }
+
     /// Whether commits may wait for a receiver of this name.
     #[must_use]
     pub fn wait_for(&self, application_name: &str) -> bool {
         names_match(&self.standby_names, application_name)
+    }
+
+    /// Whether no commit returns without a receiver of this name, as far as `synchronous_standby_names` decide: others that are named may
+    /// be enough for the server.
+    #[must_use]
+    pub fn always_wait_for(&self, application_name: &str) -> bool {
+        always_waits(&self.standby_names, application_name)
     }
 
     /// Whether commits wait for whoever receives WAL: `synchronous_standby_names` has a `*`.
@@ -87,11 +120,16 @@ impl CommitSettings {
     /// # Errors
     /// `RemoteApply`: commits would wait for ever.
     pub fn refuse_remote_apply(&self) -> Result<()> {
-        let whose = match self.server.eq_ignore_ascii_case(REMOTE_APPLY) {
+        let whose = self.first_hanging();
+        whose.map_or(Ok(()), |whose| Err(Error::RemoteApply { whose }))
+    }
+
+    /// Whose commits wait for ever, if anybody's do.
+    pub(crate) fn first_hanging(&self) -> Option<String> {
+        match self.server.eq_ignore_ascii_case(REMOTE_APPLY) {
             true => Some("the server".to_owned()),
             false => self.hanging().next().map(ToString::to_string),
-        };
-        whose.map_or(Ok(()), |whose| Err(Error::RemoteApply { whose }))
+        }
     }
 }
 
@@ -108,8 +146,37 @@ impl fmt::Display for CommitException {
 
 /// Whether a server with these `synchronous_standby_names` may wait for a receiver of this name. Names are compared without case, as
 /// the server does.
-pub(crate) fn names_match(setting: &str, application_name: &str) -> bool {
+fn names_match(setting: &str, application_name: &str) -> bool {
     names(setting).any(|name| name == "*" || name.eq_ignore_ascii_case(application_name))
+}
+
+/// Of `FIRST n (…)` (or only names, for n = 1) the first n count, of `ANY n (…)` any n. `*` stands for any number of receivers.
+fn always_waits(setting: &str, application_name: &str) -> bool {
+    let (head, list) = match setting.split_once('(') {
+        Some((head, list)) => (head.trim(), list.trim_end().trim_end_matches(')')),
+        None => ("1", setting),
+    };
+    let listed: Vec<String> = list
+        .split(',')
+        .map(|name| name.trim().trim_matches('"').replace("\"\"", "\""))
+        .collect();
+    let is_any = head
+        .get(..3)
+        .is_some_and(|word| word.eq_ignore_ascii_case("any"));
+    let count = head.rsplit(|c: char| !c.is_ascii_digit()).next();
+    let count = count.and_then(|count| count.parse().ok()).unwrap_or(1);
+    let needed = if is_any {
+        listed.len().max(count) == count
+    } else {
+        true
+    };
+    let mut first = listed.iter().take(count);
+    needed
+        && !(is_any && listed.iter().any(|name| name == "*"))
+        && first
+            .by_ref()
+            .take_while(|name| *name != "*")
+            .any(|name| name.eq_ignore_ascii_case(application_name))
 }
 
 /// The words of the syntax (`FIRST`, `ANY`) and numbers are taken for names, which errs on the side of storing at once.
@@ -157,6 +224,33 @@ mod tests {
         }
         assert!(settings("ANY 1 (*)", "on", &[]).wait_for_anyone());
         assert!(!settings("walden", "on", &[]).wait_for_anyone());
+    }
+
+    #[test]
+    fn others_may_be_enough() {
+        let always = |names: &str| settings(names, "on", &[]).always_wait_for("walden");
+        for waiting in [
+            "walden",
+            "Walden, b",
+            "FIRST 2 (b, \"walden\")",
+            "2 (b, walden, c)",
+            "ANY 2 (b, walden)",
+            "any 1(walden)",
+        ] {
+            assert!(always(waiting), "{waiting}");
+        }
+        for not in [
+            "",
+            "b",
+            "b, walden",
+            "FIRST 1 (b, walden)",
+            "ANY 1 (b, walden)",
+            "ANY 2 (*, walden)",
+            "2 (*, walden)",
+            "*",
+        ] {
+            assert!(!always(not), "{not}");
+        }
     }
 
     #[test]

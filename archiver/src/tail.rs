@@ -1,13 +1,18 @@
 //! When the next tail chunk is due, and which bytes it takes.
 //!
 //! Pure: the clock is passed in. Owns group commit (one chunk write in flight, everything that arrived meanwhile goes into the
-//! next), the minimum interval, and the restart that lets chunks be replaced. Does not own what durability means (`progress.rs`).
+//! next), the minimum interval, and which chunks the next one replaces. Does not own what durability means (`progress.rs`).
 
 use std::time::{Duration, Instant};
 
-/// After so many chunks of a segment the next one starts at the segment's start and replaces them.
-pub const MAX_CHUNKS: u32 = 64;
-/// Least time between two chunks, however often the server asks.
+/// So many chunks are replaced by the next one, so many of such larger ones by a still larger one, and so on.
+const FAN: usize = 16;
+/// A replacement of [`FAN`] chunks of this level starts at the segment's start. So no byte is stored much more than a few times, however
+/// small the chunks are, and few are large.
+const HIGHEST_LEVEL: u32 = 2;
+/// Most chunks that a tail has to be put together from.
+pub const MAX_CHUNKS: usize = (HIGHEST_LEVEL as usize + 1) * FAN + 1;
+/// Least time between two chunks, however often the server asks; where commits wait, the store's own time is enough.
 pub const MIN_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Bytes `[from, to)` of the open segment.
@@ -24,8 +29,8 @@ pub struct ChunkRange {
 pub struct TailSchedule {
     /// Longest time bytes may wait; zero in sync mode.
     interval: Duration,
-    /// Chunks taken of the open segment since the last one that started at 0.
-    chunks: u32,
+    /// The chunks of the open segment that no later one has replaced: offsets at which they start, and their levels, which fall.
+    chunks: Vec<(u32, u32)>,
     /// Bytes of the open segment that are in chunks.
     covered: u32,
     /// Since when there are bytes that are in none.
@@ -42,7 +47,7 @@ impl TailSchedule {
     pub fn new(interval: Duration) -> Self {
         Self {
             interval,
-            chunks: 0,
+            chunks: Vec::new(),
             covered: 0,
             waiting_since: None,
             asked: false,
@@ -51,9 +56,15 @@ impl TailSchedule {
         }
     }
 
+    /// Changes how long bytes may wait, those that wait now included.
+    pub fn set_interval(&mut self, interval: Duration) {
+        self.interval = interval;
+    }
+
     /// A new segment is open and empty. A chunk in flight may still end.
     pub fn open_segment(&mut self) {
-        (self.chunks, self.covered, self.waiting_since) = (0, 0, None);
+        self.chunks.clear();
+        (self.covered, self.waiting_since) = (0, None);
     }
 
     /// The open segment has `offset` bytes now.
@@ -72,6 +83,9 @@ impl TailSchedule {
     #[must_use]
     pub fn due(&self) -> Option<Instant> {
         let waiting = self.waiting_since.filter(|_| !self.in_flight)?;
+        if self.interval.is_zero() {
+            return Some(waiting);
+        }
         let wanted = if self.asked {
             waiting
         } else {
@@ -86,18 +100,31 @@ impl TailSchedule {
     /// Takes the chunk that is due, if one is; `offset` is the open segment's length.
     pub fn take(&mut self, offset: u32, now: Instant) -> Option<ChunkRange> {
         self.due().filter(|due| *due <= now)?;
-        let from = if self.chunks >= MAX_CHUNKS {
-            0
-        } else {
-            self.covered
-        };
-        self.chunks = if from == 0 { 1 } else { self.chunks + 1 };
+        let from = self.place_chunk();
         self.covered = offset;
         self.waiting_since = None;
         self.asked = false;
         self.in_flight = true;
         self.last_start = Some(now);
         Some(ChunkRange { from, to: offset })
+    }
+
+    /// Where the next chunk starts: behind all others, or where those start that it replaces.
+    fn place_chunk(&mut self) -> u32 {
+        let (mut from, mut level) = (self.covered, 0);
+        while let Some(first) = self.chunks.len().checked_sub(FAN)
+            && let Some((start, first_level)) = self.chunks.get(first).copied()
+            && first_level == level
+        {
+            self.chunks.truncate(first);
+            (from, level) = (start, level + 1);
+            if level > HIGHEST_LEVEL {
+                self.chunks.clear();
+                from = 0;
+            }
+        }
+        self.chunks.push((from, level));
+        from
     }
 
     /// The chunk in flight is durable.
@@ -140,15 +167,31 @@ mod tests {
         tail.receive(30, start);
         assert_eq!(tail.due(), None);
         tail.finish();
-        assert_eq!(
-            tail.take(30, start),
-            None,
-            "not before the minimum interval"
-        );
-        assert_eq!(
-            tail.take(30, start + MIN_INTERVAL),
-            Some(ChunkRange { from: 10, to: 30 })
-        );
+        assert_eq!(tail.take(30, start), Some(ChunkRange { from: 10, to: 30 }));
+    }
+
+    #[test]
+    fn a_server_that_asks_in_a_loop_is_answered_at_intervals() {
+        let start = Instant::now();
+        let mut tail = TailSchedule::new(RPO);
+        for (offset, at) in [(10, start), (20, start + MIN_INTERVAL)] {
+            tail.receive(offset, start);
+            tail.ask();
+            assert_eq!(tail.due(), Some(at));
+            tail.take(offset, at).unwrap();
+            tail.finish();
+        }
+    }
+
+    #[test]
+    fn a_changed_interval_counts_for_what_waits() {
+        let start = Instant::now();
+        let mut tail = TailSchedule::new(RPO);
+        tail.receive(10, start);
+        tail.set_interval(Duration::ZERO);
+        assert_eq!(tail.due(), Some(start));
+        tail.set_interval(RPO * 2);
+        assert_eq!(tail.due(), Some(start + RPO * 2));
     }
 
     #[test]
@@ -160,22 +203,48 @@ mod tests {
         assert_eq!(tail.take(10, start), Some(ChunkRange { from: 0, to: 10 }));
     }
 
-    #[test]
-    fn after_sixty_four_chunks_one_replaces_them() {
+    /// The ranges of so many chunks of one byte each.
+    fn ranges(count: u32) -> Vec<ChunkRange> {
         let mut now = Instant::now();
         let mut tail = TailSchedule::new(Duration::ZERO);
-        let ranges: Vec<ChunkRange> = (1..=66)
-            .map(|offset| {
-                now += MIN_INTERVAL;
-                tail.receive(offset, now);
-                let range = tail.take(offset, now).unwrap();
-                tail.finish();
-                range
-            })
-            .collect();
-        assert_eq!(ranges[63], ChunkRange { from: 63, to: 64 });
-        assert_eq!(ranges[64], ChunkRange { from: 0, to: 65 });
-        assert_eq!(ranges[65], ChunkRange { from: 65, to: 66 });
+        let ranges = (1..=count).map(|offset| {
+            now += MIN_INTERVAL;
+            tail.receive(offset, now);
+            let range = tail.take(offset, now).unwrap();
+            tail.finish();
+            range
+        });
+        ranges.collect()
+    }
+
+    #[test]
+    fn sixteen_chunks_are_replaced_by_one_and_sixteen_of_those_by_another() {
+        let ranges = ranges(16 * 17 * 17);
+        assert_eq!(ranges[15], ChunkRange { from: 15, to: 16 });
+        assert_eq!(ranges[16], ChunkRange { from: 0, to: 17 });
+        assert_eq!(ranges[17], ChunkRange { from: 17, to: 18 });
+        assert_eq!(ranges[33], ChunkRange { from: 17, to: 34 });
+        assert_eq!(ranges[16 * 17 + 15], ChunkRange { from: 287, to: 288 });
+        assert_eq!(ranges[16 * 17 + 16], ChunkRange { from: 0, to: 289 });
+    }
+
+    #[test]
+    fn few_chunks_make_a_tail_and_little_is_stored_twice() {
+        let ranges = ranges(20_000);
+        for count in [1, 16, 17, 300, 5_000, 19_999, 20_000] {
+            let (mut reach, mut needed) = (0, 0);
+            while reach < count as u32 {
+                let next = ranges[..count].iter().filter(|range| range.from <= reach);
+                reach = next.map(|range| range.to).max().unwrap();
+                needed += 1;
+            }
+            assert!(needed <= MAX_CHUNKS, "{needed} chunks of {count}");
+        }
+        let stored: u64 = ranges
+            .iter()
+            .map(|range| u64::from(range.to - range.from))
+            .sum();
+        assert!(stored < 8 * 20_000, "{stored} bytes for 20000");
     }
 
     #[test]

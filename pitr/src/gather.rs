@@ -297,7 +297,13 @@ async fn fetch_path(
             lineages.insert(ancestor, lineage(None));
             continue;
         }
-        match segments.fetch_history(ancestor).await? {
+        let objects = catalog.timelines.get(&ancestor);
+        let is_needed = objects.is_some_and(|objects| !objects.segments.is_empty());
+        let absence = match is_needed {
+            true => Absence::Proven,
+            false => Absence::Likely,
+        };
+        match segments.find_history(ancestor, absence, |_| Ok(())).await? {
             Some((bytes, own)) => {
                 if !agrees(&own, history.entries().get(..index).unwrap_or_default()) {
                     return Err(Error::Integrity {
@@ -310,10 +316,7 @@ async fn fetch_path(
                 lineages.insert(ancestor, lineage(Some(&bytes)));
             }
             // Archiving may have begun on a later timeline; then nothing of this one is needed either.
-            None if catalog
-                .timelines
-                .get(&ancestor)
-                .is_none_or(|objects| objects.segments.is_empty()) => {}
+            None if !is_needed => {}
             None => return Err(missing_history(ancestor)),
         }
     }

@@ -3,7 +3,9 @@
 //! Owns the checks that tie bytes to a name: LSN range, size, lineage. Does not decide whether absence is a hole (`archive_get.rs`)
 //! or whether segments chain (`plan.rs`).
 
-use repository::catalog::TimelineObjects;
+use std::collections::BTreeSet;
+
+use repository::catalog::{TailChunk, TimelineObjects};
 use repository::descriptor::{Descriptor, WalDescriptor};
 use repository::key::{ClusterId, ObjectKey};
 use repository::sealed::OpenPolicy;
@@ -213,6 +215,8 @@ impl SegmentSource {
 
     /// Puts a segment together from the partials and tail chunks that `objects` lists. `None` if there are none.
     ///
+    /// Chunks that others replace are not read: in sync mode there are thousands.
+    ///
     /// # Errors
     /// As [`SegmentSource::fetch_sealed`]; `Corrupt` also if they contradict each other or leave a hole.
     pub async fn fetch_incomplete(
@@ -221,6 +225,35 @@ impl SegmentSource {
         objects: &TimelineObjects,
         lineage: &str,
     ) -> Result<Option<AssembledSegment>> {
+        let needed = objects.needed_chunks(&name);
+        let all = objects.tails.get(&name).cloned().unwrap_or_default();
+        let is_all = needed.len() == all.len();
+        let mut pieces = self.fetch_pieces(name, objects, needed, lineage).await?;
+        if pieces.iter().any(|(_, _, plain)| plain.is_none()) && !is_all {
+            // Those that it replaced may do.
+            pieces = self.fetch_pieces(name, objects, all, lineage).await?;
+        }
+        // Listed a moment ago; chunks that a sealed segment covers may be removed meanwhile.
+        let there = pieces
+            .iter()
+            .filter_map(|(from, key, plain)| Some((*from, key, plain.as_ref()?)));
+        let chunks: Vec<Chunk<'_>> = there
+            .map(|(from, key, bytes)| Chunk { key, from, bytes })
+            .collect();
+        if chunks.is_empty() {
+            return Ok(None);
+        }
+        assemble_tail(&chunks, self.size).map(Some)
+    }
+
+    /// Offset, key and bytes of the partials of a segment and of these chunks; no bytes where there is no such object.
+    async fn fetch_pieces(
+        &self,
+        name: SegmentName,
+        objects: &TimelineObjects,
+        chunks: BTreeSet<TailChunk>,
+        lineage: &str,
+    ) -> Result<Vec<(u32, String, Option<Vec<u8>>)>> {
         let cluster = self.cluster;
         let partials = objects
             .partials
@@ -236,8 +269,7 @@ impl SegmentSource {
                 },
             )
         });
-        let tails = objects.tails.get(&name).into_iter().flatten();
-        let tails = tails.map(|chunk| {
+        let tails = chunks.into_iter().map(|chunk| {
             let (from, to, writer) = (chunk.from, chunk.to, chunk.writer);
             (
                 from,
@@ -259,24 +291,10 @@ impl SegmentSource {
                 check(&key, descriptor, (begin, end), lineage).map(drop)
             };
             let limit = self.size.bytes() as usize;
-            // Listed a moment ago; chunks that a sealed segment covers may be removed meanwhile.
-            let Some((_, plain)) = self.fetch(&key, limit, Absence::Proven, fits).await? else {
-                continue;
-            };
-            pieces.push((from, key.to_string(), plain));
+            let fetched = self.fetch(&key, limit, Absence::Proven, fits).await?;
+            pieces.push((from, key.to_string(), fetched.map(|(_, plain)| plain)));
         }
-        if pieces.is_empty() {
-            return Ok(None);
-        }
-        let chunks: Vec<Chunk<'_>> = pieces
-            .iter()
-            .map(|(from, key, bytes)| Chunk {
-                key,
-                from: *from,
-                bytes,
-            })
-            .collect();
-        assemble_tail(&chunks, self.size).map(Some)
+        Ok(pieces)
     }
 
     fn start(&self, name: SegmentName) -> Result<Lsn> {

@@ -39,6 +39,43 @@ pub struct TimelineObjects {
     pub tails: BTreeMap<SegmentName, BTreeSet<TailChunk>>,
 }
 
+impl TimelineObjects {
+    /// The tail chunks of a segment that it takes to have all of their bytes, by their start: of each writer the fewest that reach as far
+    /// as all of its chunks do, since later ones replace earlier ones; all of its chunks if they leave a hole. What different writers
+    /// stored is for the reader to compare.
+    #[must_use]
+    pub fn needed_chunks(&self, name: &SegmentName) -> BTreeSet<TailChunk> {
+        let mut writers: BTreeMap<u32, Vec<TailChunk>> = BTreeMap::new();
+        for chunk in self.tails.get(name).into_iter().flatten() {
+            writers.entry(chunk.writer).or_default().push(*chunk);
+        }
+        let needed = writers.into_values().flat_map(|chunks| {
+            let begin = chunks.iter().map(|chunk| chunk.from).min();
+            let end = chunks.iter().map(|chunk| chunk.to).max();
+            let (mut reach, mut fewest) = (begin.unwrap_or(0), Vec::new());
+            // In order of their start: all that begin within what is reached are looked at before one is taken.
+            let mut rest = chunks.iter().peekable();
+            while end.is_some_and(|end| reach < end) {
+                let mut best: Option<TailChunk> = None;
+                while let Some(chunk) = rest.next_if(|chunk| chunk.from <= reach) {
+                    if best.is_none_or(|best| best.to < chunk.to) {
+                        best = Some(*chunk);
+                    }
+                }
+                match best.filter(|best| best.to > reach) {
+                    Some(best) => {
+                        reach = best.to;
+                        fewest.push(best);
+                    }
+                    None => return chunks,
+                }
+            }
+            fewest
+        });
+        needed.collect()
+    }
+}
+
 /// A stored `.partial`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PartialObject {
@@ -194,6 +231,7 @@ impl Catalog {
             ours.stored_bytes = ours.stored_bytes.max(theirs.stored_bytes);
         }
         self.gaps.extend(other.gaps);
+        self.acknowledged.extend(other.acknowledged);
         for (log, tags) in other.roll_ups {
             self.roll_ups.entry(log).or_default().extend(tags);
         }
@@ -329,6 +367,44 @@ mod tests {
             "7412".parse().unwrap(),
             paths.iter().map(|path| (*path, 10)),
         )
+    }
+
+    #[test]
+    fn chunks_that_later_ones_replace_are_not_needed() {
+        let check = |chunks: &[(u32, u32, u32)], needed: &[(u32, u32, u32)]| {
+            let name: SegmentName = "000000010000000000000005".parse().unwrap();
+            let set = |chunks: &[(u32, u32, u32)]| -> BTreeSet<TailChunk> {
+                let chunk = |(from, to, writer): &(u32, u32, u32)| TailChunk {
+                    from: *from,
+                    to: *to,
+                    writer: *writer,
+                };
+                chunks.iter().map(chunk).collect()
+            };
+            let mut objects = TimelineObjects::default();
+            objects.tails.insert(name, set(chunks));
+            assert_eq!(objects.needed_chunks(&name), set(needed), "{chunks:?}");
+        };
+        check(&[], &[]);
+        check(&[(0, 4, 1), (4, 9, 1)], &[(0, 4, 1), (4, 9, 1)]);
+        check(
+            &[(0, 4, 1), (4, 9, 1), (0, 12, 1), (12, 20, 1)],
+            &[(0, 12, 1), (12, 20, 1)],
+        );
+        check(
+            &[(0, 4, 1), (4, 9, 1), (9, 12, 1), (4, 14, 1), (14, 15, 1)],
+            &[(0, 4, 1), (4, 14, 1), (14, 15, 1)],
+        );
+        // A hole is for the reader to find.
+        check(
+            &[(0, 4, 1), (0, 6, 1), (8, 9, 1)],
+            &[(0, 4, 1), (0, 6, 1), (8, 9, 1)],
+        );
+        // What another process stored over the same bytes may differ.
+        check(
+            &[(0, 9, 1), (0, 4, 2), (4, 7, 2), (0, 7, 2)],
+            &[(0, 9, 1), (0, 7, 2)],
+        );
     }
 
     #[test]

@@ -82,7 +82,7 @@ async fn serve(args: &ArchiveGetArgs, globals: &Globals) -> Result<ExitCode> {
         total: config.restore.patience,
         ..Deadlines::default()
     };
-    let repositories = sources::open_all(&config, deadlines).await?;
+    let repositories = Repositories::new(open::repositories_with(&config, deadlines).await?);
     let folder = args.path.parent().unwrap_or(Path::new(""));
     sources::remember(&repositories, folder);
     let served = serve_from(&repositories, &config, args).await;

@@ -19,7 +19,7 @@ use crate::config::{Overrides, RepositoryOverride};
 use crate::copy_report::{Copied, Summary, problem};
 use crate::exit_code::ExitCode;
 use crate::failure::Advise;
-use crate::{open, setup, sources};
+use crate::{open, setup};
 
 /// Fill a repository from another one
 ///
@@ -136,7 +136,7 @@ async fn open_side(named: &str, globals: &Globals) -> Result<Repository> {
         .with_context(|| format!("no repository is named `{named}`"))
         .hint(format!("known are: {}; or give a URL", names.join(", ")))
         .exit_code(ExitCode::Usage)?;
-    sources::open_one(&config, found, Deadlines::default()).await
+    open::open_configured(found, Deadlines::default()).await
 }
 
 async fn copy_cluster(

@@ -143,6 +143,9 @@ fn judge_settings(facts: &ServerFacts, slot: &str, rpo: Rpo, findings: &mut Find
     }
 }
 
+/// How only chosen commits wait.
+const FOR_ROLES: &str = "for chosen roles only: ALTER SYSTEM SET synchronous_commit = 'local'; ALTER ROLE name SET synchronous_commit = 'on';";
+
 /// Whether commits wait for the store as they should, and never for what does not come.
 fn judge_commits(
     commits: &CommitSettings,
@@ -160,13 +163,23 @@ fn judge_commits(
             Some(RELOAD),
         );
     } else if rpo == Rpo::Sync && !waited_for {
-        let others = match names.is_empty() {
-            true => String::new(),
-            false => format!(" (they are '{names}' now)"),
+        let own = own.replace('\'', "''");
+        let (others, wanted) = match names.is_empty() {
+            true => (String::new(), own),
+            false => (
+                format!(" (they are '{names}' now)"),
+                format!("FIRST 2 ({own}, standby1)"),
+            ),
         };
         findings.warning(
             format!("rpo is \"sync\", but no commit waits: synchronous_standby_names do not name {application_name:?}{others}"),
-            Some(format!("ALTER SYSTEM SET synchronous_standby_names = '{}';  -- while `walden run` is at work: without it commits wait", own.replace('\'', "''"))),
+            Some(format!("ALTER SYSTEM SET synchronous_standby_names = '{wanted}';  -- while `walden run` is at work: without it commits wait; {FOR_ROLES}")),
+            Some(RELOAD),
+        );
+    } else if rpo == Rpo::Sync && !commits.always_wait_for(application_name) {
+        findings.warning(
+            format!("rpo is \"sync\", but a commit may return before walden has stored it: with synchronous_standby_names = '{names}' another standby is enough"),
+            Some(format!("ALTER SYSTEM SET synchronous_standby_names = 'FIRST 2 ({}, standby1)';  -- as many as must have it, walden among the first", own.replace('\'', "''"))),
             Some(RELOAD),
         );
     } else if rpo != Rpo::Sync && waited_for {
@@ -204,7 +217,7 @@ fn judge_commits(
                 "rpo is \"sync\", but synchronous_commit is {}: only commits of those who set it to on wait",
                 commits.server
             ),
-            Some("ALTER SYSTEM SET synchronous_commit = 'on';  -- or for chosen roles: ALTER ROLE name SET synchronous_commit = 'on';".into()),
+            Some(format!("ALTER SYSTEM SET synchronous_commit = 'on';  -- or {FOR_ROLES}")),
             Some(RELOAD),
         );
     }
@@ -481,10 +494,24 @@ mod tests {
             assert_eq!(*found, severity);
             assert!(said.contains(fix), "{said}");
         };
-        assert_eq!(found(commits("a, walden", "on"), Rpo::Sync), []);
+        assert_eq!(found(commits("walden, a", "on"), Rpo::Sync), []);
+        one(
+            commits("a, walden", "on"),
+            Rpo::Sync,
+            Severity::Warning,
+            "'FIRST 2 (walden, standby1)'",
+        );
         assert_eq!(found(commits("a", "remote_apply"), RPO), [], "not ours");
         let enable = "ALTER SYSTEM SET synchronous_standby_names = 'walden'";
         one(commits("", "on"), Rpo::Sync, Severity::Warning, enable);
+        let for_a_role = "ALTER ROLE name SET synchronous_commit = 'on'";
+        one(commits("", "on"), Rpo::Sync, Severity::Warning, for_a_role);
+        one(
+            commits("a", "on"),
+            Rpo::Sync,
+            Severity::Warning,
+            "'FIRST 2 (walden, standby1)'",
+        );
         one(
             commits("walden", "on"),
             RPO,

@@ -3,8 +3,10 @@
 
 mod archive_get;
 mod backup;
+mod copy;
 mod demo;
 mod failover;
+mod fall_over;
 mod gaps;
 mod init;
 mod invalid_wal;
@@ -13,6 +15,7 @@ mod log;
 mod push;
 mod rescue;
 mod restore;
+mod rpo;
 mod run;
 mod site;
 mod smoke;

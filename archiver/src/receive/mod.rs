@@ -37,11 +37,11 @@ use self::fill::Fillers;
 use self::hosts::{Hosts, Next};
 use self::survey::Survey;
 use crate::branches::{check_newest, left_behind};
+use crate::commit_watch::CommitWatch;
 use crate::error::ServerErrorKind;
 use crate::replication::{Connection, ConnectionInfo, Mode, Started, SystemIdentity};
 use crate::resume::{RepositoryEnd, ResumePoint, ServerPosition, plan_resume};
 use crate::server_identity::check_identity;
-use crate::synchronous::{CommitSettings, names_match};
 use crate::upload::{Uploader, error_text};
 use crate::{Error, Result};
 
@@ -302,7 +302,10 @@ impl Receiver {
         self.hosts.connected_to(connection.host());
         connection.require_supported()?;
         let identity = check_identity(&mut connection, &self.config.cluster).await?;
-        let sync = self.is_waited_for(&mut connection).await?;
+        let wanted = self.config.rpo == Rpo::Sync;
+        let info = self.hosts.same(&self.config.connection);
+        let later = self.connected_once;
+        let commits = CommitWatch::start(&mut connection, &info, wanted, later).await?;
         let mut histories = Histories::default();
         if let Some(given_up) = self.given_up {
             // While nothing can be stored, a new slot would only fill the server's disk again.
@@ -382,6 +385,7 @@ impl Receiver {
                     let fillers = fillers.clone();
                     let mirrors = stream::Mirrors { level, fillers };
                     let records = self.stored_records(&survey, point).await?;
+                    let sync = commits.store_at_once();
                     let streaming = stream::Streaming::new(
                         self, decoder, point, lineage, records, mirrors, sync,
                     )?;
@@ -436,56 +440,6 @@ impl Receiver {
             system_identifier: self.cluster.system_identifier,
             stored: connection.reported_flush(),
         })
-    }
-
-    /// Whether every byte is to be stored at once: because the user says so, or because commits wait for us anyhow.
-    async fn is_waited_for(&self, connection: &mut Connection) -> Result<bool> {
-        let wanted = self.config.rpo == Rpo::Sync;
-        let own = &self.config.connection;
-        let names = connection.show("synchronous_standby_names").await?;
-        if !names_match(&names, &own.application_name) {
-            if wanted {
-                tracing::warn!(
-                    synchronous_standby_names = names,
-                    application_name = own.application_name,
-                    "rpo is sync, but the server does not wait for this receiver: its synchronous_standby_names do not name it"
-                );
-            }
-            return Ok(wanted);
-        }
-        self.commit_settings(connection)
-            .await?
-            .refuse_remote_apply()?;
-        if !wanted {
-            tracing::warn!(
-                synchronous_standby_names = names,
-                "the server's commits wait for this receiver: every byte is stored at once, as with rpo = \"sync\""
-            );
-        }
-        Ok(true)
-    }
-
-    /// How commits wait, as far as can be seen: a role that may only replicate is let into no database, and sees the server's settings alone.
-    async fn commit_settings(&self, replication: &mut Connection) -> Result<CommitSettings> {
-        let mut info = self.hosts.same(&self.config.connection);
-        info.database.get_or_insert_with(|| "postgres".to_owned());
-        let asked = async {
-            let mut sql = Connection::connect(&info, Mode::Sql).await?;
-            CommitSettings::ask(&mut sql).await
-        };
-        match asked.await {
-            Ok(settings) => Ok(settings),
-            Err(error) => {
-                tracing::warn!(
-                    error = error_text(&error),
-                    "the settings of roles and databases cannot be seen: nobody may set synchronous_commit = remote_apply while commits wait for this receiver"
-                );
-                Ok(CommitSettings {
-                    server: replication.show("synchronous_commit").await?,
-                    ..CommitSettings::default()
-                })
-            }
-        }
     }
 
     /// Where the server is, and its history, stored before any WAL of it.
@@ -626,7 +580,7 @@ impl Receiver {
             return Ok(stored);
         };
         let cluster = self.cluster;
-        for chunk in objects.tails.get(&name).into_iter().flatten() {
+        for chunk in objects.needed_chunks(&name) {
             let (from, to, writer) = (chunk.from, chunk.to, chunk.writer);
             let key = ObjectKey::Tail {
                 cluster,

@@ -6,6 +6,8 @@
 //! In each repository objects are stored in the order of their WAL, so that wherever we are cut off, what is stored has no hole: a restore to
 //! `latest` must not depend on our coming back to fill one. Only the sealing goes on beside.
 
+mod behind;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -38,8 +40,8 @@ const STOP_DEADLINE: Duration = Duration::from_secs(8);
 const STRAGGLER_GRACE: Duration = Duration::from_secs(2);
 /// Time to store what had arrived when the connection broke.
 const RESCUE_DEADLINE: Duration = Duration::from_secs(30);
-/// How often a repository that is behind is spoken of.
-const REMINDER: Duration = Duration::from_secs(60);
+/// Bytes whose sealing is no work to speak of.
+const SEALED_AT_ONCE: usize = 64 << 10;
 /// Plain segment buffers kept for reuse.
 const SPARE_BUFFERS: usize = 2;
 
@@ -75,6 +77,8 @@ enum Done {
 
 enum Wake {
     Stop,
+    /// Whether commits wait for us has changed.
+    Sync,
     Job(Result<Done>),
     /// A repository that was behind has been filled up.
     Filled,
@@ -120,7 +124,9 @@ struct Facets {
     cluster: repository::key::ClusterId,
     writer: u32,
     pg_version: u16,
-    sync: bool,
+    rpo: Rpo,
+    /// Whether commits wait for us, or shall.
+    sync: watch::Receiver<bool>,
     on_invalid: OnInvalid,
     first_invalid: Arc<AtomicU64>,
     stop: watch::Receiver<bool>,
@@ -138,14 +144,12 @@ impl Streaming {
         lineage: String,
         stored: StoredRecords,
         mirrors: Mirrors,
-        sync: bool,
+        sync: watch::Receiver<bool>,
     ) -> Result<Self> {
         let mut assembler = Assembler::new(decoder, point.timeline, lineage, point.start)?;
         assembler.expect(stored.records, stored.previous);
-        let interval = match receiver.config.rpo {
-            Rpo::Interval(interval) if !sync => interval,
-            Rpo::Interval(_) | Rpo::Sync => Duration::ZERO,
-        };
+        let rpo = receiver.config.rpo;
+        let tail = TailSchedule::new(interval(rpo, *sync.borrow()));
         let Mirrors { level, fillers } = mirrors;
         let now = Instant::now();
         let (ack, size) = (receiver.uploader.ack(), receiver.size);
@@ -164,6 +168,7 @@ impl Streaming {
                 pg_version: decoder
                     .major
                     .map_or(0, |major| u16::try_from(major.number()).unwrap_or(0)),
+                rpo,
                 sync,
                 on_invalid: receiver.config.on_invalid,
                 first_invalid: Arc::clone(&receiver.first_invalid),
@@ -175,7 +180,7 @@ impl Streaming {
             decoder,
             assembler,
             lanes,
-            tail: TailSchedule::new(interval),
+            tail,
             chunk: None,
             jobs: JoinSet::new(),
             puts: level.iter().map(|_| None).collect(),
@@ -191,6 +196,8 @@ impl Streaming {
 
     pub(super) async fn run(mut self, connection: &mut Connection) -> Result<StreamEnd> {
         loop {
+            // Before the next chunk is sealed, which takes its time: commits may wait for the answer.
+            self.answer(connection).await?;
             self.pump()?;
             self.answer(connection).await?;
             if let Some((leave_stragglers, by)) = self.stop_by {
@@ -207,6 +214,10 @@ impl Streaming {
                     self.tail.ask();
                     let now = Instant::now();
                     self.stop_by = Some((now + STRAGGLER_GRACE, now + STOP_DEADLINE));
+                }
+                Wake::Sync => {
+                    let sync = *self.receiver.sync.borrow_and_update();
+                    self.tail.set_interval(interval(self.receiver.rpo, sync));
                 }
                 Wake::Filled => {}
                 Wake::Timer => {}
@@ -251,6 +262,8 @@ impl Streaming {
             _ = stop.wait_for(|stop| *stop), if !stopping => Wake::Stop,
             Some(done) = self.jobs.join_next() => Wake::Job(finished(done)),
             () = self.receiver.fillers.progressed() => Wake::Filled,
+            // Behind the sender's end nothing changes any more.
+            Ok(()) = self.receiver.sync.changed() => Wake::Sync,
             event = connection.next_message(), if may_read => Wake::Event(event),
             () = timer => Wake::Timer,
         }
@@ -377,7 +390,12 @@ impl Streaming {
         };
         let plain = &self.assembler.bytes()[from as usize..to as usize];
         let uploader = &self.receiver.uploader;
-        let sealed = tokio::task::block_in_place(|| uploader.seal_here(facts, plain))?;
+        let seal = || uploader.seal_here(facts, plain);
+        // Handing this thread's other work to another costs as much as sealing little, and commits may wait.
+        let sealed = match plain.len() <= SEALED_AT_ONCE {
+            true => seal(),
+            false => tokio::task::block_in_place(seal),
+        }?;
         let number = self.lanes.push(Covers::Tail(segment, to), now);
         self.lanes.sealed(number, Arc::new(sealed));
         self.chunk = Some(number);
@@ -418,42 +436,16 @@ impl Streaming {
         }
     }
 
-    fn follow_filling(&mut self, lane: usize, now: Instant) {
-        let done =
-            self.requests[lane].is_some_and(|request| self.receiver.fillers.is_done(lane, request));
-        match self.lanes.state(lane) {
-            LaneState::Behind(_) if done || self.requests[lane].is_none() => {
-                // The first time through the bulk is copied, and nobody waits for it.
-                if done {
-                    self.lanes.join(lane);
-                }
-                let live = (0..self.puts.len())
-                    .filter(|lane| matches!(self.lanes.state(*lane), LaneState::Live));
-                let request = self.receiver.fillers.request(lane, live.collect());
-                self.requests[lane] = Some(request);
-            }
-            LaneState::Joining(since) if done => {
-                self.lanes.joined(lane, now);
-                self.requests[lane] = None;
-                tracing::info!(
-                    repository = self.name(lane),
-                    seconds = now.duration_since(since).as_secs(),
-                    "this repository has caught up"
-                );
-            }
-            LaneState::Live | LaneState::Refused => self.requests[lane] = None,
-            LaneState::Behind(_) | LaneState::Joining(_) => {}
-        }
-    }
-
     fn start_put(&mut self, lane: usize, number: u64, sealed: Arc<Sealed>) {
         let uploader = self.receiver.uploader.clone();
         let roll_ups = self.receiver.roll_ups.get(lane).cloned();
         let put = self.jobs.spawn(async move {
+            let begun = Instant::now();
             let stored = uploader.put_to(lane, &sealed).await;
             if let Ok(stored) = &stored {
                 let already = *stored == Stored::Already;
-                tracing::debug!(object = %sealed.key, lane, already, bytes = sealed.stored_size(), "stored");
+                let (bytes, seconds) = (sealed.stored_size(), begun.elapsed().as_secs_f64());
+                tracing::debug!(object = %sealed.key, lane, already, bytes, seconds, "stored");
                 if let (Some(roll_ups), ObjectKey::Segment { name, .. }, Some(wal)) =
                     (roll_ups, &sealed.key, &sealed.descriptor.wal)
                 {
@@ -526,58 +518,15 @@ impl Streaming {
         self.receiver.uploader.repositories()[lane].name()
     }
 
-    /// Says of each repository that is behind how far, and what follows for the server.
-    fn remind(&mut self, now: Instant) {
-        if self
-            .reminded
-            .is_some_and(|at| now.duration_since(at) < REMINDER)
-        {
-            return;
-        }
-        let durable: Vec<_> = self.lanes.durable().collect();
-        let flush = self.positions().flush;
-        for (lane, durable) in durable.into_iter().enumerate() {
-            let (LaneState::Behind(since) | LaneState::Joining(since)) = self.lanes.state(lane)
-            else {
-                continue;
-            };
-            self.reminded = Some(now);
-            let (name, seconds) = (self.name(lane), now.duration_since(since).as_secs());
-            let behind_bytes = durable.and_then(|lsn| self.lanes.received().distance_from(lsn));
-            let held = flush < self.assembler.position() && self.holds_server(lane);
-            match held {
-                true => tracing::warn!(
-                    repository = name,
-                    seconds,
-                    ?behind_bytes,
-                    "this repository is behind, and ack needs it: the server KEEPS ALL WAL until it has caught up"
-                ),
-                false => tracing::warn!(
-                    repository = name,
-                    seconds,
-                    ?behind_bytes,
-                    "this repository is behind the others"
-                ),
-            }
-        }
-    }
-
-    /// Whether the server could forget more if this lane had everything.
-    fn holds_server(&self, lane: usize) -> bool {
-        let received = self.lanes.received();
-        let others = self.lanes.durable().enumerate();
-        let with = others.map(|(number, durable)| match number == lane {
-            true => Some(received),
-            false => durable,
-        });
-        let ack = self.receiver.uploader.ack();
-        positions(ack, received, with, false).flush > self.positions().flush
-    }
-
     fn positions(&self) -> Positions {
         let ack = self.receiver.uploader.ack();
         let durable = self.lanes.durable();
-        positions(ack, self.lanes.received(), durable, self.receiver.sync)
+        positions(
+            ack,
+            self.lanes.received(),
+            durable,
+            *self.receiver.sync.borrow(),
+        )
     }
 
     /// Whether every repository that takes part has all that was received.
@@ -703,6 +652,14 @@ impl Streaming {
                 self.finish(finished(done)?)?;
             }
         }
+    }
+}
+
+/// How long bytes may wait.
+fn interval(rpo: Rpo, sync: bool) -> Duration {
+    match rpo {
+        Rpo::Interval(interval) if !sync => interval,
+        Rpo::Interval(_) | Rpo::Sync => Duration::ZERO,
     }
 }
 

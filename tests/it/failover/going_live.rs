@@ -96,8 +96,8 @@ fn the_page_takes_a_restored_clone_live() {
     scene.name_cluster();
     let text = fs::read_to_string(scene.config()).expect("read the configuration");
     let text = text.replace(
-        &old.socket_directory().display().to_string(),
-        &sockets.display().to_string(),
+        &format!("host={} ", old.socket_directory().display()),
+        &format!("host={} ", sockets.display()),
     );
     fs::write(scene.config(), text).expect("write the configuration");
     let run = scene.site.walden.receive(&old, ["run"]);

@@ -49,6 +49,7 @@ fn a_lost_tail_a_rewound_primary_and_promotions_in_a_row() {
         "{status}"
     );
     terminate(run);
+    let after = after.are_untouched_in(&scene);
 
     // The old primary comes back as it was.
     first.start();

@@ -3,12 +3,14 @@
 
 pub(crate) mod object_store;
 pub(crate) mod oracle;
+pub(crate) mod oracle_commits;
 pub(crate) mod ports;
 pub(crate) mod postgres;
 pub(crate) mod process;
 pub(crate) mod restored;
 pub(crate) mod s3;
 pub(crate) mod scratch;
+pub(crate) mod soak;
 pub(crate) mod tls;
 pub(crate) mod wal_dump;
 pub(crate) mod walden;

@@ -1,7 +1,9 @@
 //! Falling over between stores in memory, some of them faulty.
 
+use super::read::found;
 use super::*;
-use crate::sealed::{BufferPool, Compression, Facts, SealPolicy, Sealer};
+use crate::key::ClusterId;
+use crate::sealed::{BufferPool, Compression, Facts, OpenPolicy, SealPolicy, Sealer};
 use crate::testing::{FaultPlan, Outage};
 use crate::{Deadlines, PutOutcome, Store};
 
