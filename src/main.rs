@@ -5,6 +5,7 @@ mod cli;
 mod commands;
 mod config;
 mod copy_report;
+mod each;
 mod exit_code;
 mod failure;
 mod hook;

@@ -8,6 +8,7 @@ use std::fmt::{self, Write as _};
 use jiff::Timestamp;
 
 use crate::commands::window::commit_text;
+use crate::each::Unseen;
 use crate::windows::{BackupRange, Point, RepositoryWindows, TimelineBranch};
 
 /// Left and right edge of the time axis, in the drawing's units; what is left of it is for labels.
@@ -58,16 +59,21 @@ impl fmt::Display for Escaped<'_> {
 }
 
 /// The page.
-pub(crate) fn render(repositories: &[RepositoryWindows], asked: Timestamp) -> String {
+pub(crate) fn render(
+    repositories: &[RepositoryWindows],
+    unseen: &[Unseen],
+    asked: Timestamp,
+) -> String {
     let mut page = String::new();
     // Writing to a string cannot fail.
-    write_page(&mut page, repositories, asked).expect("a string takes any text");
+    write_page(&mut page, repositories, unseen, asked).expect("a string takes any text");
     page
 }
 
 fn write_page(
     page: &mut String,
     repositories: &[RepositoryWindows],
+    unseen: &[Unseen],
     asked: Timestamp,
 ) -> fmt::Result {
     let cluster = repositories
@@ -83,14 +89,28 @@ fn write_page(
          <p class=\"soft\">asked at {asked:.0}; times are in UTC</p>\n",
         cluster = escape(cluster),
     )?;
+    for unseen in unseen {
+        writeln!(page, "<p class=\"bad\">{}</p>", escape(&unseen.to_string()))?;
+    }
+    // One axis for all, so that bars below each other compare.
+    let spans = repositories.iter().flat_map(|one| spans(&one.backups));
+    let (mut begin, mut end) = (None, None);
+    for span in spans {
+        begin = Some(begin.map_or(span.from, |begin: Timestamp| begin.min(span.from)));
+        end = end.max(Some(span.to));
+    }
     for windows in repositories {
-        repository(page, windows)?;
+        repository(page, windows, begin.zip(end))?;
     }
     page.push_str("</body>\n</html>\n");
     Ok(())
 }
 
-fn repository(page: &mut String, windows: &RepositoryWindows) -> fmt::Result {
+fn repository(
+    page: &mut String,
+    windows: &RepositoryWindows,
+    axis: Option<(Timestamp, Timestamp)>,
+) -> fmt::Result {
     writeln!(
         page,
         "<section>\n<h2>Repository {} <span class=\"soft\">{}</span></h2>\n<dl>",
@@ -125,7 +145,9 @@ fn repository(page: &mut String, windows: &RepositoryWindows) -> fmt::Result {
         None => {}
     }
     page.push_str("</dl>\n");
-    chart(page, windows)?;
+    if let Some(axis) = axis {
+        chart(page, windows, axis)?;
+    }
     ranges(page, &windows.backups)?;
     gaps(page, windows)?;
     if !windows.timelines.is_empty() {
@@ -197,13 +219,15 @@ fn uncovered(spans: &[Span<'_>]) -> Vec<(Timestamp, Timestamp)> {
     gaps
 }
 
-fn chart(page: &mut String, windows: &RepositoryWindows) -> fmt::Result {
+fn chart(
+    page: &mut String,
+    windows: &RepositoryWindows,
+    (begin, end): (Timestamp, Timestamp),
+) -> fmt::Result {
     let spans = spans(&windows.backups);
-    let begin = spans.iter().map(|span| span.from).min();
-    let end = spans.iter().map(|span| span.to).max();
-    let (Some(begin), Some(end)) = (begin, end) else {
+    if spans.is_empty() {
         return Ok(());
-    };
+    }
     let length = end.duration_since(begin).as_secs_f64().max(1e-6);
     let x = |time: Timestamp| {
         AXIS.0 + (AXIS.1 - AXIS.0) * (time.duration_since(begin).as_secs_f64() / length)
@@ -480,8 +504,8 @@ mod tests {
 
     #[test]
     fn text_from_outside_is_escaped_and_nothing_is_loaded() {
-        let page = render(&[sample()], at(2000));
-        for raw in ["pri<mary", "\"p\"", "<5>", "<script>"] {
+        let page = render(&[sample()], &[unseen()], at(2000));
+        for raw in ["off<site", "pri<mary", "\"p\"", "<5>", "<script>"] {
             assert!(!page.contains(raw), "{raw}");
         }
         assert!(page.contains("pri&lt;mary") && page.contains("&lt;/ul&gt;&lt;script&gt;"));
@@ -490,9 +514,34 @@ mod tests {
         }
     }
 
+    fn unseen() -> Unseen {
+        Unseen {
+            repository: "off<site".into(),
+            url: "s3://c".into(),
+            problem: "no answer".into(),
+            is_damaged: false,
+        }
+    }
+
+    #[test]
+    fn repositories_share_an_axis_and_one_that_was_not_seen_is_told() {
+        let mut other = sample();
+        other.backups = vec![backup("three", 1000, 2000, None)];
+        let page = render(&[sample(), other], &[unseen()], at(2000));
+        assert_eq!(page.matches("<h2>").count(), 2);
+        assert!(page.contains("off&lt;site (s3://c) was not looked at: no answer"));
+        // The first ends in the middle, where the other begins.
+        let middle = (AXIS.0 + AXIS.1) / 2.0;
+        let bar = format!(
+            "class=\"bar\" x=\"{middle:.2}\" y=\"26.0\" width=\"{:.2}\"",
+            AXIS.1 - middle
+        );
+        assert!(page.contains(&bar), "{bar}: {page}");
+    }
+
     #[test]
     fn what_no_backup_covers_is_red() {
-        let page = render(&[sample()], at(2000));
+        let page = render(&[sample()], &[], at(2000));
         assert_eq!(page.matches("class=\"bar\"").count(), 2);
         assert_eq!(page.matches("class=\"gap\"").count(), 1);
         assert_eq!(page.matches("class=\"edge\"").count(), 1);

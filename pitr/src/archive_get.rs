@@ -194,12 +194,10 @@ async fn look(
     name: SegmentName,
     planned: Option<u32>,
 ) -> Result<Look> {
-    let Union {
-        catalog,
-        unanswered,
-    } = list_wal(source).await?;
+    let listed = list_wal(source).await?;
     // What only they hold is not known. What the plan of a restore does not need may be said to be absent all the same.
-    let unanswered = unanswered.into_iter().next().map(|(_, error)| error);
+    let unanswered = listed.unknown(&name.to_string());
+    let catalog = listed.catalog;
     let hole = |reason: String, unanswered: Option<repository::Error>| match unanswered {
         Some(error) => Look::Unknown(error),
         None => Look::Hole(reason),

@@ -7,6 +7,9 @@ pub mod copy;
 pub mod descriptor;
 pub mod durable;
 pub mod error;
+#[cfg(feature = "testing")]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod gap;
 pub mod identity;
 pub mod index;

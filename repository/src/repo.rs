@@ -16,7 +16,7 @@ use crate::cluster::{ClusterDocument, RepositoryDocument, check_version};
 use crate::descriptor::Descriptor;
 use crate::index::{self, RollUp};
 use crate::key::{BackupLabel, BackupObject, ClusterId, ObjectKey};
-use crate::sealed::{MAX_HEADER_BYTES, OpenPolicy, Sealed, read_descriptor};
+use crate::sealed::{MAX_HEADER_BYTES, OpenPolicy, Sealed, described, read_descriptor};
 use crate::store::{Deadlines, Listed, PutOutcome, Store};
 use crate::{Error, Result};
 
@@ -104,8 +104,15 @@ impl Repository {
             if head.bytes.starts_with(&sealed.header) && head.object_size == sealed.stored_size() {
                 return Ok(Stored::Already);
             }
-            let there = read_descriptor(&sealed.key, &head.bytes)?;
+            let (there, stored_size) = described(&sealed.key, &head.bytes)?;
             return match there.difference(&sealed.descriptor) {
+                None if stored_size != head.object_size => Err(Error::Damaged {
+                    key: path,
+                    what: format!(
+                        "it has {} bytes of the {stored_size} that it says",
+                        head.object_size
+                    ),
+                }),
                 None => Ok(Stored::Already),
                 Some(what) => Err(Error::AlreadyStored {
                     key: path,
@@ -160,6 +167,13 @@ impl Repository {
     /// # Errors
     /// `NotFound`; `Corrupt`: not the document it should be; `Retry`, `Config` from the store.
     pub async fn fetch_json<T: DeserializeOwned>(&self, key: &ObjectKey) -> Result<T> {
+        match self.fetch_json_once(key).await {
+            Err(error) if may_be_the_way(&error) => self.fetch_json_once(key).await,
+            fetched => fetched,
+        }
+    }
+
+    async fn fetch_json_once<T: DeserializeOwned>(&self, key: &ObjectKey) -> Result<T> {
         let path = key.to_string();
         let bytes = self.store.fetch(&path, document_limit(key)).await?;
         serde_json::from_slice(&bytes).map_err(|error| Error::Damaged {
@@ -330,6 +344,13 @@ impl Repository {
     /// # Errors
     /// `NotFound`; `Corrupt`: no descriptor, damaged, or of another key; `Retry`, `Config`.
     pub async fn fetch_descriptor(&self, key: &ObjectKey) -> Result<Descriptor> {
+        match self.fetch_descriptor_once(key).await {
+            Err(error) if may_be_the_way(&error) => self.fetch_descriptor_once(key).await,
+            fetched => fetched,
+        }
+    }
+
+    async fn fetch_descriptor_once(&self, key: &ObjectKey) -> Result<Descriptor> {
         let head = self
             .store
             .fetch_head(&key.to_string(), MAX_HEADER_BYTES as u64)
@@ -347,6 +368,18 @@ impl Repository {
         policy: &OpenPolicy,
         limit: usize,
     ) -> Result<(Descriptor, Vec<u8>)> {
+        match self.fetch_once(key, policy, limit).await {
+            Err(error) if may_be_the_way(&error) => self.fetch_once(key, policy, limit).await,
+            fetched => fetched,
+        }
+    }
+
+    async fn fetch_once(
+        &self,
+        key: &ObjectKey,
+        policy: &OpenPolicy,
+        limit: usize,
+    ) -> Result<(Descriptor, Vec<u8>)> {
         let object = self.fetch_stored(key, limit).await?;
         let (key, policy) = (key.clone(), policy.clone());
         let open = move || {
@@ -359,6 +392,15 @@ impl Repository {
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         }
     }
+}
+
+/// Whether to read once more: what came damaged may have been damaged, or cut off, on the way. What is damaged where it is stays so.
+fn may_be_the_way(error: &Error) -> bool {
+    let damaged = error.class() == crate::ErrorClass::Corrupt;
+    if damaged {
+        tracing::debug!(%error, "read what is damaged, reading it again");
+    }
+    damaged
 }
 
 fn document_limit(key: &ObjectKey) -> u64 {

@@ -103,6 +103,24 @@ pub struct Union {
     pub unanswered: Vec<(String, Error)>,
 }
 
+impl Union {
+    /// Why nothing is known of an object that is not listed; `None` if all have answered.
+    #[must_use]
+    pub fn unknown(&self, object: &str) -> Option<Error> {
+        let classes = self.unanswered.iter().map(|(_, error)| error.class());
+        let class = classes.min_by_key(|class| rank(*class))?;
+        let said = self
+            .unanswered
+            .iter()
+            .map(|(name, error)| format!("{name}: {}", chain(error)));
+        Some(Error::NoRepositoryGives {
+            object: object.to_owned(),
+            said: said.collect::<Vec<_>>().join("; "),
+            class,
+        })
+    }
+}
+
 impl From<Repository> for Repositories {
     fn from(only: Repository) -> Self {
         Self::new(vec![only])
@@ -405,15 +423,6 @@ impl Repositories {
 
     /// One error for all of them.
     fn nobody<E: Fault>(&self, object: &str, failures: Vec<(usize, E)>, absent: &[usize]) -> E {
-        let rank = |class: ErrorClass| match class {
-            ErrorClass::Retry => 0,
-            ErrorClass::Corrupt => 1,
-            ErrorClass::Key => 2,
-            ErrorClass::Conflict => 3,
-            ErrorClass::Bug => 4,
-            ErrorClass::Config => 5,
-            ErrorClass::NotFound => 6,
-        };
         let classes = failures.iter().map(|(_, error)| error.class());
         let class = classes
             .min_by_key(|class| rank(*class))
@@ -473,6 +482,19 @@ impl Repositories {
 /// Whether a store that says this has answered: it is no reason to ask others first from now on.
 fn is_answer(class: ErrorClass) -> bool {
     !matches!(class, ErrorClass::Retry | ErrorClass::Config)
+}
+
+/// Which of several errors is the one to act on: what may pass, then what is certain.
+fn rank(class: ErrorClass) -> u8 {
+    match class {
+        ErrorClass::Retry => 0,
+        ErrorClass::Corrupt => 1,
+        ErrorClass::Key => 2,
+        ErrorClass::Conflict => 3,
+        ErrorClass::Bug => 4,
+        ErrorClass::Config => 5,
+        ErrorClass::NotFound => 6,
+    }
 }
 
 /// An error with its causes.

@@ -10,12 +10,15 @@ use anyhow::Result;
 use clap::{ArgGroup, Args};
 use pitr::time::{find_zone, parse_time};
 use pitr::verify::{Level, Memory, Progress, Report, Request, verify};
+use repository::sealed::OpenPolicy;
 use serde::Serialize;
+use wal_format::Timestamp;
 
 use super::Globals;
 use crate::cli::{KeyArgs, SourceArgs};
+use crate::each::{self, Place, Unseen};
 use crate::exit_code::ExitCode;
-use crate::failure::Advise;
+use crate::failure::{Advise, Failure};
 use crate::open;
 use crate::units::{ByteSize, human_duration};
 
@@ -73,13 +76,22 @@ pub(crate) struct VerifyArgs {
 }
 
 #[derive(Debug, Serialize)]
-struct Document<'a> {
-    repository: &'a str,
+struct Document {
+    repository: String,
     cluster: String,
     healthy: bool,
     seconds: f64,
     #[serde(flatten)]
-    report: &'a Report,
+    report: Report,
+}
+
+/// Of several repositories.
+#[derive(Debug, Serialize)]
+struct Verified {
+    healthy: bool,
+    repositories: Vec<Document>,
+    /// Repositories that could not be looked at.
+    unseen: Vec<Unseen>,
 }
 
 /// Verifies; ends with 5 if something is wrong, 3 if nothing can be recovered for want of a backup.
@@ -100,13 +112,58 @@ pub(crate) async fn run(args: VerifyArgs, globals: &Globals) -> Result<ExitCode>
     let config = args
         .source
         .choose(globals.load_config(&args.key.identity.overrides(&args.source))?)?;
-    let repository = open::open_existing_repository(&config).await?;
-    let cluster = open::find_cluster(&config, &repository, args.source.cluster.as_deref()).await?;
     let policy = match level {
         // Believes descriptors, so that it works where no key is.
         Level::Presence => open::open_policy(&config, true).await.unwrap_or_default(),
         _ => open::open_policy(&config, args.key.allow_plain).await?,
     };
+    let places = each::open_each(&config, args.source.cluster.as_deref()).await?;
+    let mut verified = Vec::new();
+    // One after the other: each takes all processors.
+    for place in &places.each {
+        let document = verify_one(place, &policy, (level, since), args.all, globals).await;
+        match document {
+            // The same key is asked for everywhere.
+            Err(error) if Failure::of(&error).code == ExitCode::NoKey => return Err(error),
+            document => verified.push((&place.repository, document)),
+        }
+    }
+    let seen = each::collect(verified.into_iter())?;
+    let report = Verified {
+        healthy: seen.each.iter().all(|one| one.healthy)
+            && places.unseen.is_empty()
+            && seen.unseen.is_empty(),
+        repositories: seen.each,
+        unseen: [places.unseen, seen.unseen].concat(),
+    };
+    match report.repositories.as_slice() {
+        [only] if config.repositories.len() == 1 => {
+            (globals.output).print("walden.verify", only, || only.to_text())?;
+        }
+        _ => (globals.output).print("walden.verify", &report, || report.to_text())?,
+    }
+    let is_damaged = report.repositories.iter().any(|one| !one.healthy)
+        || report.unseen.iter().any(|one| one.is_damaged);
+    let is_empty = |one: &Document| one.report.backups.is_empty();
+    Ok(match () {
+        () if is_damaged => ExitCode::Integrity,
+        () if report.repositories.iter().any(is_empty) => ExitCode::Warnings,
+        () if !report.unseen.is_empty() => ExitCode::Warnings,
+        () => ExitCode::Done,
+    })
+}
+
+/// Verifies one repository.
+async fn verify_one(
+    Place {
+        repository,
+        cluster,
+    }: &Place,
+    policy: &OpenPolicy,
+    (level, since): (Level, Option<Timestamp>),
+    again: bool,
+    globals: &Globals,
+) -> Result<Document> {
     let mut trouble = None;
     let mut memory = Memory::none();
     match state_folder(|name| std::env::var_os(name).map(PathBuf::from)) {
@@ -115,7 +172,7 @@ pub(crate) async fn run(args: VerifyArgs, globals: &Globals) -> Result<ExitCode>
             let id = identity.map(|document| document.repository_id);
             // A copy of the repository at another place is another one.
             let id = format!("{} at {}", id.unwrap_or_default(), repository.url());
-            (memory, trouble) = Memory::load(&folder, &id, cluster.id(), args.all);
+            (memory, trouble) = Memory::load(&folder, &id, cluster.id(), again);
         }
         None if level.reads() => {
             trouble =
@@ -124,9 +181,9 @@ pub(crate) async fn run(args: VerifyArgs, globals: &Globals) -> Result<ExitCode>
         _ => {}
     }
     let request = Request {
-        repository: &repository,
-        policy: &policy,
-        cluster: &cluster,
+        repository,
+        policy,
+        cluster,
         level,
         since,
     };
@@ -169,20 +226,12 @@ pub(crate) async fn run(args: VerifyArgs, globals: &Globals) -> Result<ExitCode>
             "what earlier runs verified is not known: {trouble}"
         ));
     }
-    let document = Document {
-        repository: repository.url(),
+    Ok(Document {
+        repository: repository.url().to_owned(),
         cluster: cluster.id().to_string(),
         healthy: report.findings.is_empty(),
         seconds: begun.elapsed().as_secs_f64(),
-        report: &report,
-    };
-    globals
-        .output
-        .print("walden.verify", &document, || document.to_text())?;
-    Ok(match () {
-        () if !report.findings.is_empty() => ExitCode::Integrity,
-        () if report.backups.is_empty() => ExitCode::Warnings,
-        () => ExitCode::Done,
+        report,
     })
 }
 
@@ -202,7 +251,18 @@ fn state_folder(variable: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
     systemd.or_else(per_user)
 }
 
-impl Document<'_> {
+impl Verified {
+    fn to_text(&self) -> String {
+        let documents = self.repositories.iter().map(Document::to_text);
+        let mut text = documents.collect::<Vec<_>>().join("\n");
+        for unseen in &self.unseen {
+            text.push_str(&format!("\n{unseen}\n"));
+        }
+        text
+    }
+}
+
+impl Document {
     fn to_text(&self) -> String {
         let mut text = String::new();
         // Writing to a string cannot fail.
@@ -211,7 +271,7 @@ impl Document<'_> {
     }
 
     fn write(&self, text: &mut String) -> std::fmt::Result {
-        let (report, counts) = (self.report, &self.report.counts);
+        let (report, counts) = (&self.report, &self.report.counts);
         let level = match report.level {
             Level::Presence => "--presence: names and descriptors",
             Level::Checksums => "--checksums: stored bytes",

@@ -6,12 +6,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueHint};
+use futures_util::future::join_all;
 use jiff::Timestamp;
 use repository::durable;
 use serde::Serialize;
 
 use super::Globals;
 use crate::cli::{IdentityArgs, SourceArgs};
+use crate::each::{self, Unseen};
 use crate::exit_code::ExitCode;
 use crate::report::{Align, Table, time};
 use crate::windows::{BackupRange, CommitPoint, RepositoryWindows, TimelineBranch, policy_if_any};
@@ -22,8 +24,8 @@ const PAGE_MODE: u32 = 0o644;
 
 /// Show the moments you can go back to
 ///
-/// For each backup the range that it opens, what is missing, the last commit that can be reached, and the timelines. Reads the repository
-/// alone. Without a key, the last commit is known by its time only.
+/// For each repository and each backup in it the range that it opens, what is missing, the last commit that can be reached, and the
+/// timelines. Reads repositories alone. Without a key, the last commit is known by its time only.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -48,6 +50,8 @@ struct Report {
     /// When it was asked.
     asked: Timestamp,
     repositories: Vec<RepositoryWindows>,
+    /// Repositories that could not be looked at.
+    unseen: Vec<Unseen>,
 }
 
 /// Ends with 3 if something between the oldest moment and the newest cannot be reached, or nothing can.
@@ -55,25 +59,31 @@ pub(crate) async fn run(args: WindowArgs, globals: &Globals) -> Result<ExitCode>
     let config = args
         .source
         .choose(globals.load_config(&args.identity.overrides(&args.source))?)?;
-    let repository = open::open_existing_repository(&config).await?;
-    let cluster = open::find_cluster(&config, &repository, args.source.cluster.as_deref()).await?;
+    let places = each::open_each(&config, args.source.cluster.as_deref()).await?;
     let policy = match args.identity.reference() {
         // Named here and not usable: an error. A configured one that is elsewhere is not needed.
         Some(_) => open::open_policy(&config, true).await?,
         None => policy_if_any(&config).await,
     };
-    let windows = RepositoryWindows::gather(&repository, &cluster, &policy)
-        .await
-        .with_context(|| format!("read what can be reached in {}", repository.url()))?;
+    let policy = &policy;
+    let gathered = places.each.iter().map(|place| async move {
+        RepositoryWindows::gather(&place.repository, &place.cluster, policy)
+            .await
+            .with_context(|| format!("read what can be reached in {}", place.repository.url()))
+    });
+    let gathered = join_all(gathered).await;
+    let repositories = places.each.iter().map(|place| &place.repository);
+    let seen = each::collect(repositories.zip(gathered))?;
     let report = Report {
         asked: Timestamp::now(),
-        repositories: vec![windows],
+        repositories: seen.each,
+        unseen: [places.unseen, seen.unseen].concat(),
     };
     match &args.html {
         Some(path) => {
             write_page(
                 path,
-                &window_page::render(&report.repositories, report.asked),
+                &window_page::render(&report.repositories, &report.unseen, report.asked),
             )?;
             if path != Path::new("-") {
                 let what = format!("the page is written to {}", path.display());
@@ -85,7 +95,8 @@ pub(crate) async fn run(args: WindowArgs, globals: &Globals) -> Result<ExitCode>
         })?,
     }
     let is_unwell = |windows: &RepositoryWindows| windows.has_gaps() || windows.newest.is_none();
-    Ok(if report.repositories.iter().any(is_unwell) {
+    let is_unwell = report.repositories.iter().any(is_unwell) || !report.unseen.is_empty();
+    Ok(if is_unwell {
         ExitCode::Warnings
     } else {
         ExitCode::Done
@@ -107,8 +118,14 @@ fn write_page(path: &Path, page: &str) -> Result<()> {
 impl Report {
     fn to_text(&self, color: bool) -> String {
         let mut text = String::new();
-        for repository in &self.repositories {
+        for (index, repository) in self.repositories.iter().enumerate() {
+            if index > 0 {
+                text.push('\n');
+            }
             text.push_str(&repository_text(repository, color));
+        }
+        for unseen in &self.unseen {
+            text.push_str(&format!("\n{unseen}\n"));
         }
         text
     }

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod ddl;
+mod object_store;
 mod rows;
 mod snapshot;
 mod targets;

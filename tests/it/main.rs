@@ -7,6 +7,7 @@ mod copy;
 mod demo;
 mod failover;
 mod fall_over;
+mod faults;
 mod gaps;
 mod init;
 mod invalid_wal;

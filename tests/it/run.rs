@@ -6,7 +6,7 @@ mod gate;
 mod killed;
 mod refused;
 mod shutdown;
-mod stored;
+pub(crate) mod stored;
 mod timelines;
 
 use crate::site::{Keys, Plan, Site};
@@ -20,17 +20,17 @@ use std::time::{Duration, Instant};
 use wal_format::{Lsn, TimelineId};
 
 const DEADLINE: Duration = Duration::from_secs(60);
-const FIRST: TimelineId = TimelineId::FIRST;
+pub(crate) const FIRST: TimelineId = TimelineId::FIRST;
 /// A server that is asked to stop must not wait longer for us.
 const SHUTDOWN_DEADLINE: Duration = Duration::from_secs(20);
 /// What `walden run` has after SIGTERM.
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
 
-fn server(major: u32) -> Builder {
+pub(crate) fn server(major: u32) -> Builder {
     Server::builder(major).wal_segment_mib(1)
 }
 
-fn seed() -> u64 {
+pub(crate) fn seed() -> u64 {
     let said = std::env::var("WALDEN_TEST_SEED").ok();
     said.map_or_else(
         || {
@@ -41,14 +41,14 @@ fn seed() -> u64 {
     )
 }
 
-fn lsn(text: &str) -> Lsn {
+pub(crate) fn lsn(text: &str) -> Lsn {
     text.trim()
         .parse()
         .unwrap_or_else(|_| panic!("{text:?} is no LSN"))
 }
 
 /// About this many MiB of WAL that mean nothing.
-fn write_wal(server: &Server, mib: u32) {
+pub(crate) fn write_wal(server: &Server, mib: u32) {
     server.psql(&format!(
         "select count(pg_logical_emit_message(false, 'filler', repeat(md5(g::text), 31))) from generate_series(1, {}) g;\n\
          create table if not exists flushed (at timestamptz); insert into flushed values (now())",
@@ -57,7 +57,7 @@ fn write_wal(server: &Server, mib: u32) {
 }
 
 /// What the server knows of us: sent, written, flushed.
-fn positions(server: &Server) -> Option<[Lsn; 3]> {
+pub(crate) fn positions(server: &Server) -> Option<[Lsn; 3]> {
     let row = server.psql(
         "select sent_lsn, write_lsn, flush_lsn from pg_stat_replication
          where application_name = 'walden' and flush_lsn is not null",
@@ -70,7 +70,7 @@ fn positions(server: &Server) -> Option<[Lsn; 3]> {
     row.try_into().ok()
 }
 
-fn flushed(server: &Server) -> Option<Lsn> {
+pub(crate) fn flushed(server: &Server) -> Option<Lsn> {
     positions(server).map(|[_, _, flush]| flush)
 }
 
@@ -80,7 +80,7 @@ fn written_by(server: &Server) -> Lsn {
 
 /// Waits until everything the server has written is reported flushed, and says where that is.
 #[track_caller]
-fn wait_until_flushed(server: &Server) -> Lsn {
+pub(crate) fn wait_until_flushed(server: &Server) -> Lsn {
     lsn(&wait_until_stored(server).to_string())
 }
 
@@ -95,12 +95,12 @@ fn wait_until_sent(server: &Server) -> Lsn {
     end
 }
 
-fn restart_lsn(server: &Server) -> Lsn {
+pub(crate) fn restart_lsn(server: &Server) -> Lsn {
     lsn(&server.psql("select restart_lsn from pg_replication_slots where slot_name = 'walden'"))
 }
 
 #[track_caller]
-fn terminate(run: Running) -> String {
+pub(crate) fn terminate(run: Running) -> String {
     run.signal(Signal::TERM);
     run.wait(STOP_DEADLINE).expect_success().stderr
 }

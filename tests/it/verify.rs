@@ -106,6 +106,7 @@ fn check_archive(encrypted: bool) {
     assert_eq!(report.len(), damages.len());
     assert!(damages.len() >= 36, "{} damages", damages.len());
     documents_without_which_nothing_is_read(&archive);
+    each_repository_is_looked_at(&archive);
     if encrypted {
         s3_tells_the_same(&archive, &damages);
     }
@@ -172,6 +173,79 @@ fn documents_without_which_nothing_is_read(archive: &Archive) {
             assert!(output.stderr.contains(key), "{level}: {output}");
         }
     }
+}
+
+/// With several configured, each is verified and shown by itself, and one that is not there is told.
+fn each_repository_is_looked_at(archive: &Archive) {
+    let copy = Copy::of(archive);
+    let middle = archive.middle_segment();
+    let key = copy.remove_segment(archive, &middle);
+    let nowhere = Scratch::new();
+    let nowhere = format!("file://{}", nowhere.join("nothing").display());
+    let mut verifier = Verifier::new();
+    let folder = verifier.scratch.path().to_owned();
+    let configure = |more: &[(&str, &str)]| {
+        fs::write(folder.join("walden.toml"), archive.config_with(more)).unwrap();
+    };
+    if let Some(identity) = archive.identity() {
+        verifier.walden = verifier.walden.env("WALDEN_IDENTITY", identity);
+    }
+    let run = |arguments: &[&str], code: i32| {
+        let output = verifier.walden.run(arguments.iter().copied());
+        output.expect_code(code)
+    };
+    let second = copy.url();
+    configure(&[("second", &second)]);
+    let both = json(&run(&["verify", "--json"], 5));
+    assert_eq!(both["healthy"], false, "{both}");
+    let each = both["repositories"].as_array().unwrap();
+    let healthy: Vec<&Value> = each.iter().map(|one| &one["healthy"]).collect();
+    assert_eq!(healthy, [true, false], "{both}");
+    assert_eq!(each[1]["findings"][0]["object"], key.as_str(), "{both}");
+    assert_eq!(each[1]["repository"], second.as_str(), "{both}");
+    run(&["verify", "--repository", "primary"], 0);
+    let text = run(&["verify", "--presence"], 5);
+    assert_eq!(
+        text.stdout.matches("--presence: names").count(),
+        2,
+        "{text}"
+    );
+    let windows = json(&run(&["window", "--json"], 3));
+    let each = windows["repositories"].as_array().unwrap();
+    let gaps: Vec<usize> = each
+        .iter()
+        .map(|one| one["gaps"].as_array().unwrap().len())
+        .collect();
+    assert_eq!(gaps, [0, 1], "{windows}");
+    assert_eq!(
+        each[1]["gaps"][0]["first_missing"],
+        middle.to_string(),
+        "{windows}"
+    );
+    run(&["window", "--repository", "primary"], 0);
+
+    // One that is not there: the other is as well as before, and nobody says that all is.
+    configure(&[("gone", &nowhere)]);
+    for (arguments, code) in [
+        (["verify", "--presence", "--json"], 3),
+        (["window", "-q", "--json"], 3),
+    ] {
+        let document = json(&run(&arguments, code));
+        assert_eq!(document["repositories"].as_array().unwrap().len(), 1);
+        assert_eq!(document["unseen"][0]["repository"], "gone", "{document}");
+        assert_ne!(document["healthy"], true, "{document}");
+    }
+    let text = run(&["window"], 3);
+    assert!(text.stdout.contains("repository gone (file://"), "{text}");
+    let page = run(&["window", "--html", "-"], 3).stdout;
+    assert!(page.contains("was not looked at"), "{page}");
+    // One that is damaged is damaged.
+    let cut = Copy::of(archive);
+    cut.write("walden.json", b"{");
+    configure(&[("cut", &cut.url())]);
+    let document = json(&run(&["verify", "--presence", "--json"], 5));
+    let problem = document["unseen"][0]["problem"].as_str().unwrap();
+    assert!(problem.contains("walden.json"), "{document}");
 }
 
 /// The same archive in a bucket: healthy, remembered, and some of the damages.

@@ -1,18 +1,14 @@
-//! How fast WAL is scanned with every CRC checked, in bytes per second and as ratios to `memcpy` and to the bare CRC in the same run; and how fast
-//! it is read for the log (every record, its blocks and what it did) against `pg_waldump --stats`.
+//! How fast WAL is scanned with every CRC checked, in bytes per second and as ratios to `memcpy` and to the bare CRC in the same run.
 //!
-//! Scans a generated segment, or the segment named by `WALDEN_BENCH_SEGMENT`. The log's part reads what `scripts/sample-wal` made. Takes about four
-//! seconds.
+//! Scans a generated segment, or the segment named by `WALDEN_BENCH_SEGMENT`. Takes about two seconds. (What the log costs is `log.rs` of
+//! `pitr`.)
 #![expect(clippy::print_stdout, reason = "a bench prints its result")]
 
 use std::hint::black_box;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use wal_format::testing::WalBuilder;
 use wal_format::{
-    Action, DecoderConfig, Lsn, Major, PageHeader, RecordBody, SegmentScanner, SegmentSize, Step,
-    Timestamp, WalDecoder,
+    DecoderConfig, Lsn, Major, PageHeader, SegmentScanner, SegmentSize, Step, Timestamp, WalDecoder,
 };
 
 /// The time given to each measurement.
@@ -72,133 +68,6 @@ fn main() {
             rate / crc
         );
     }
-    compare_log();
-}
-
-/// What the log wants of WAL, counted.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-struct Counts {
-    records: u64,
-    blocks: u64,
-    rows: u64,
-    transactions: u64,
-    /// Of the numbers of all relations and blocks, so that they must be read.
-    sum: u32,
-}
-
-/// Reads segments for the log: every record, all its blocks, what it did.
-fn read_for_log(decoder: &mut WalDecoder, bytes: &[u8], counts: &mut Counts) {
-    decoder.push_records(bytes, |_, body| {
-        let Some(Ok(parts)) = body.map(RecordBody::parse) else {
-            return;
-        };
-        counts.records += 1;
-        for block in parts.blocks() {
-            counts.blocks += 1;
-            let relation = block.relation;
-            counts.sum ^= relation.tablespace ^ relation.database ^ relation.relation ^ block.block;
-        }
-        match parts.action() {
-            Ok(Action::Insert | Action::Delete | Action::Update { .. }) => counts.rows += 1,
-            Ok(Action::MultiInsert { rows }) => counts.rows += u64::from(rows),
-            Ok(Action::Commit(_) | Action::Abort(_)) => counts.transactions += 1,
-            _ => {}
-        }
-    });
-}
-
-/// The log's reading, of segments in memory as they come out of sealed objects, against `pg_waldump --stats` of the same segments, whose files are
-/// in the page cache; each on one core, in turns.
-fn compare_log() {
-    let cache =
-        std::env::var_os("WALDEN_CACHE_DIR").map_or_else(|| PathBuf::from(".cache"), PathBuf::from);
-    let waldump = cache.join("pg/18/bin/pg_waldump");
-    let mut segments: Vec<PathBuf> = std::fs::read_dir(cache.join("sample-wal"))
-        .map(|entries| entries.map(|entry| entry.expect("entry").path()).collect())
-        .unwrap_or_default();
-    segments.sort();
-    if segments.len() < 3 || !waldump.exists() {
-        println!(
-            "NOT RUN: no pg_waldump or no WAL in {} (scripts/sample-wal)",
-            cache.display()
-        );
-        return;
-    }
-    let config = DecoderConfig {
-        segment_size: SegmentSize::DEFAULT,
-        system_identifier: None,
-        major: None,
-    };
-    let bytes: Vec<Vec<u8>> = segments
-        .iter()
-        .map(|path| std::fs::read(path).expect("segment"))
-        .collect();
-    let (page, _) = PageHeader::parse_first(&bytes[0]).expect("a WAL segment");
-    let decoder = || WalDecoder::new(config, page.address).expect("page start");
-    let mut counts = Counts::default();
-    let mut log = |segments: &[Vec<u8>]| {
-        counts = Counts::default();
-        let mut decoder = decoder();
-        for segment in segments {
-            read_for_log(&mut decoder, black_box(segment), &mut counts);
-        }
-        black_box(counts);
-    };
-    let scan = |segments: &[Vec<u8>]| {
-        let mut decoder = decoder();
-        for segment in segments {
-            decoder.push(black_box(segment), |step| {
-                black_box(&step);
-            });
-        }
-    };
-    let mut times = [f64::INFINITY; 4];
-    for _ in 0..16 {
-        let runs = [
-            timed(|| scan(&bytes)),
-            timed(|| log(&bytes)),
-            timed(|| stats(&waldump, &segments[..1])),
-            timed(|| stats(&waldump, &segments)),
-        ];
-        for (time, run) in times.iter_mut().zip(runs) {
-            *time = time.min(run);
-        }
-    }
-    let [scan, log, first, all] = times;
-    let segment = bytes[0].len() as f64 / 1e9;
-    let count = segments.len() as f64;
-    // The difference of all segments and one leaves out what a process costs to start.
-    let theirs = segment * (count - 1.0) / (all - first);
-    let ours = segment * count / log;
-    println!("{count} segments of the sample: {counts:?}");
-    println!(
-        "pg_waldump --stats     {theirs:6.2} GB/s   {:.2} with what the process costs to start",
-        segment * count / all
-    );
-    println!(
-        "read for the log       {ours:6.2} GB/s   {:.2} of pg_waldump (at least 3, aim 4), {:.2} of the scan alone",
-        ours / theirs,
-        scan / log
-    );
-}
-
-fn timed(run: impl FnOnce()) -> f64 {
-    let start = Instant::now();
-    run();
-    start.elapsed().as_secs_f64()
-}
-
-fn stats(waldump: &Path, segments: &[PathBuf]) {
-    let last = segments.last().expect("segments");
-    let status = Command::new(waldump)
-        .arg("--stats")
-        .args([&segments[0], last])
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .status()
-        .expect("pg_waldump");
-    // It ends with an error where WAL ends, if that is not a segment's end.
-    black_box(status);
 }
 
 /// The best of several runs, in GB/s.

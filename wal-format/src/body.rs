@@ -199,6 +199,44 @@ impl<'a> RecordBody<'a> {
         self.major
     }
 
+    /// The relation of the first block, read without a look at what follows it; `None` if there is no block.
+    ///
+    /// Of a body that [`RecordBody::parse`] accepts, the same as [`BodyParts::first_block`] tells; of others it may still tell one.
+    #[inline(always)]
+    #[must_use]
+    pub fn first_relation(&self) -> Option<RelationLocator> {
+        let (&[id, flags, _, _], after) = self.beginning.split_first_chunk()?;
+        if id > MAX_BLOCK_ID {
+            return match id {
+                // The main data is the last part.
+                MAIN_DATA_SHORT | MAIN_DATA_LONG => None,
+                // Servers write blocks first, readers do not insist on it.
+                _ => self.relation_behind_other_parts(),
+            };
+        }
+        if flags & SAME_RELATION != 0 {
+            return None;
+        }
+        let after = if flags & HAS_IMAGE != 0 {
+            skim_image(after, self.major)?.1
+        } else {
+            after
+        };
+        let (relation, _) = after.split_first_chunk::<12>()?;
+        let [t0, t1, t2, t3, d0, d1, d2, d3, r0, r1, r2, r3] = *relation;
+        Some(RelationLocator {
+            tablespace: u32::from_le_bytes([t0, t1, t2, t3]),
+            database: u32::from_le_bytes([d0, d1, d2, d3]),
+            relation: u32::from_le_bytes([r0, r1, r2, r3]),
+        })
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn relation_behind_other_parts(self) -> Option<RelationLocator> {
+        Some(self.parse().ok()?.first_block()?.relation)
+    }
+
     /// Reads the head.
     ///
     /// # Errors
@@ -249,6 +287,12 @@ impl<'a> BodyParts<'a> {
         self.header
     }
 
+    /// The major that wrote it.
+    #[must_use]
+    pub const fn major(&self) -> Major {
+        self.major
+    }
+
     /// The blocks, by their numbers in the record.
     #[inline]
     #[must_use]
@@ -266,6 +310,16 @@ impl<'a> BodyParts<'a> {
     #[must_use]
     pub fn first_block(&self) -> Option<BlockReference> {
         self.blocks().next()
+    }
+
+    /// The data of the first block, if it lies within the bytes that are kept of every body; `None` also if the record has none.
+    pub(crate) fn first_block_data(&self) -> Option<&'a [u8]> {
+        let block = self.first_block().filter(|block| block.has_data)?;
+        let image = block.image.map_or(0, |image| usize::from(image.length));
+        let from = index(self.layout.head_length).saturating_add(image);
+        split(split(self.head, from).1, usize::from(block.data_length))
+            .0
+            .get(..usize::from(block.data_length))
     }
 
     /// The main data, which each kind has its own layout of; see [`BodyParts::is_main_data_cut`].
@@ -371,6 +425,8 @@ pub(crate) fn main_data_offset(head: &[u8], body_length: u32, major: Major) -> O
 struct Layout {
     blocks: u8,
     main_length: u32,
+    /// The length of the head.
+    head_length: u32,
     origin: Option<u16>,
     top_level_xid: Option<TransactionId>,
 }
@@ -382,6 +438,7 @@ fn skim_head(head: &[u8], body_length: u32, major: Major) -> Option<Layout> {
     let mut layout = Layout {
         blocks: 0,
         main_length: 0,
+        head_length: 0,
         origin: None,
         top_level_xid: None,
     };
@@ -426,6 +483,7 @@ fn skim_head(head: &[u8], body_length: u32, major: Major) -> Option<Layout> {
             }
         }
     }
+    layout.head_length = body_length.saturating_sub(promised);
     (left(rest) == promised).then_some(layout)
 }
 

@@ -64,7 +64,8 @@ impl Crc32c {
 #[cfg(target_arch = "x86_64")]
 mod short {
     use super::HEADER_BYTES;
-    use core::arch::x86_64::{__cpuid, _mm_crc32_u8, _mm_crc32_u16, _mm_crc32_u32, _mm_crc32_u64};
+    use crate::cursor::length;
+    use core::arch::x86_64::{__cpuid, _mm_crc32_u8, _mm_crc32_u32, _mm_crc32_u64};
 
     /// Bit 20 of what the processor says of itself, in ECX under leaf 1: SSE 4.2.
     const HAS_SSE42: u32 = 1 << 20;
@@ -93,29 +94,47 @@ mod short {
 
     #[target_feature(enable = "sse4.2")]
     fn record(body: &[u8], header: &[u8; HEADER_BYTES]) -> u32 {
-        !append(append(u32::MAX, body), header)
+        let (words, rest) = body.as_chunks::<8>();
+        let crc = words.iter().fold(u64::from(u32::MAX), |crc, word| {
+            _mm_crc32_u64(crc, u64::from_le_bytes(*word))
+        });
+        let crc = match body.last_chunk() {
+            Some(last) => append_end(crc, *last, rest.len()),
+            None => rest
+                .iter()
+                .fold(crc, |crc, byte| u64::from(_mm_crc32_u8(low(crc), *byte))),
+        };
+        let (words, rest) = header.as_chunks::<8>();
+        let crc = words.iter().fold(crc, |crc, word| {
+            _mm_crc32_u64(crc, u64::from_le_bytes(*word))
+        });
+        let (words, _) = rest.as_chunks::<4>();
+        !words.iter().fold(low(crc), |crc, word| {
+            _mm_crc32_u32(crc, u32::from_le_bytes(*word))
+        })
+    }
+
+    /// Appends the last `count` (0 to 7) of those eight bytes. Lengths of records cannot be foreseen, so nothing here depends on a branch: the sum
+    /// of zeros is zero, so bytes that do not count are made zeros in front of those that do, and the part of the CRC that has already
+    /// passed (of less than four bytes) is added at the end.
+    #[inline]
+    #[target_feature(enable = "sse4.2")]
+    fn append_end(crc: u64, last: [u8; 8], count: usize) -> u64 {
+        let bits = length(count & 7).wrapping_mul(8);
+        // By 64 bits less those; in two steps, for 64 is too far for one.
+        let up = |value: u64| value << 8 << (56_u32.wrapping_sub(bits));
+        let down = |value: u64| value >> 8 >> (56_u32.wrapping_sub(bits));
+        let bytes = up(down(u64::from_le_bytes(last)));
+        _mm_crc32_u64(0, bytes ^ up(crc)) ^ (crc >> bits)
     }
 
     #[inline]
-    #[target_feature(enable = "sse4.2")]
     #[expect(
         clippy::cast_possible_truncation,
         reason = "the instruction leaves a 32-bit CRC in 64 bits"
     )]
-    fn append(crc: u32, bytes: &[u8]) -> u32 {
-        let (words, rest) = bytes.as_chunks::<8>();
-        let crc = words.iter().fold(u64::from(crc), |crc, word| {
-            _mm_crc32_u64(crc, u64::from_le_bytes(*word))
-        });
-        let (words, rest) = rest.as_chunks::<4>();
-        let crc = words.iter().fold(crc as u32, |crc, word| {
-            _mm_crc32_u32(crc, u32::from_le_bytes(*word))
-        });
-        let (words, rest) = rest.as_chunks::<2>();
-        let crc = words.iter().fold(crc, |crc, word| {
-            _mm_crc32_u16(crc, u16::from_le_bytes(*word))
-        });
-        rest.iter().fold(crc, |crc, byte| _mm_crc32_u8(crc, *byte))
+    const fn low(crc: u64) -> u32 {
+        crc as u32
     }
 }
 

@@ -5,9 +5,10 @@
 
 use crate::testing::{TestBlock, WalBuilder, control_file_crc, encode_body, main_data};
 use crate::{
-    BackupHistory, BackupLabel, BlockReference, BodyParts, ControlFile, DecoderConfig, Lsn, Major,
-    PAGE_BYTES, SegmentName, SegmentScanner, SegmentSize, Step, TimelineHistory, TimelineId,
-    Timestamp, WalDecoder, WalFileName, summarise_segment,
+    Action, BackupHistory, BackupLabel, BlockReference, BodyParts, ControlFile, Decoded,
+    DecoderConfig, Glance, Lsn, Major, PAGE_BYTES, RecordBody, RowChange, SegmentName,
+    SegmentScanner, SegmentSize, Step, TimelineHistory, TimelineId, Timestamp, WalDecoder,
+    WalFileName, summarise_segment,
 };
 use alloc::format;
 use alloc::string::{String, ToString};
@@ -281,9 +282,14 @@ pub fn record_body(data: &[u8]) {
         let mut seen = Vec::new();
         if let Ok(mut decoder) = WalDecoder::new(config, START) {
             for piece in bytes.chunks(piece) {
-                decoder.push_records(piece, |step, body| {
-                    let told = body.map(|body| body.parse().map(|parts| told_by(&parts)));
-                    seen.push((step, told));
+                decoder.push_records(piece, |decoded| {
+                    let told = match &decoded {
+                        Decoded::Record(_, body) => {
+                            body.map(|body| body.parse().map(|parts| told_by(body, &parts)))
+                        }
+                        Decoded::Other(_) => None,
+                    };
+                    seen.push((decoded.into_step(), told));
                 });
             }
         }
@@ -293,8 +299,29 @@ pub fn record_body(data: &[u8]) {
 }
 
 /// What a body says, as text; checks what must always hold.
-fn told_by(parts: &BodyParts<'_>) -> String {
+fn told_by(body: &RecordBody<'_>, parts: &BodyParts<'_>) -> String {
     let blocks: Vec<BlockReference> = parts.blocks().collect();
+    let first = blocks.first().map(|block| block.relation);
+    assert_eq!(body.first_relation(), first);
+    if let Ok(action) = parts.action() {
+        let told = match action {
+            Action::Insert => Glance::Row(RowChange::Inserted),
+            Action::Delete => Glance::Row(RowChange::Deleted),
+            Action::Update { .. } => Glance::Row(RowChange::Updated),
+            Action::ConfirmInsert
+            | Action::LockRow
+            | Action::HeapUpkeep
+            | Action::Recovery(_)
+            | Action::FullPageImages { .. }
+            | Action::NextOid(_)
+            | Action::FullPageWrites(_)
+            | Action::CheckpointRedo { .. } => Glance::Blocks,
+            // Of kinds that tell something in other majors.
+            Action::Other => parts.header().glance(),
+            _ => Glance::Action,
+        };
+        assert_eq!(parts.header().glance(), told);
+    }
     assert_eq!(parts.blocks().len(), blocks.len());
     assert_eq!(parts.first_block(), blocks.first().copied());
     assert!(blocks.is_sorted_by_key(|block| block.id));
@@ -313,8 +340,13 @@ fn told_by(parts: &BodyParts<'_>) -> String {
         main.len() != crate::cursor::index(parts.main_data_length())
     );
     let origin = (parts.origin(), parts.top_level_xid());
+    let class_row = parts.inserted_class_row();
     // Its lists are read to their ends.
-    format!("{origin:?} {blocks:?} {} {:?}", main.len(), parts.action())
+    format!(
+        "{origin:?} {blocks:?} {} {:?} {class_row:?}",
+        main.len(),
+        parts.action()
+    )
 }
 
 /// A history that can be read is written so that it reads the same, and its answers agree with each other.

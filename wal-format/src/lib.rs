@@ -52,13 +52,13 @@ pub use lsn::{Lsn, SegmentNumber, SegmentSize};
 pub use page::{LongHeader, PAGE_BYTES, PageHeader};
 pub use record::{Record, RecordHeader, TransactionId};
 pub use rmgr::{
-    Action, Checkpoint, DroppedStatistics, ExclusiveLock, Invalidation, OriginPosition, Parameters,
-    PreparedTransaction, RecordKind, RunningTransactions, TransactionEnd, WalLevel,
-    record_kind_name, resource_manager_name,
+    Action, Checkpoint, ClassRow, DroppedStatistics, ExclusiveLock, Glance, Invalidation,
+    OriginPosition, Parameters, PreparedTransaction, RecordKind, RowChange, RunningTransactions,
+    TransactionEnd, WalLevel, record_kind_name, resource_manager_name,
 };
 pub use segment::{Completion, SegmentScanner, SegmentSummary, Transactions, summarise_segment};
 pub use step::{EndReason, InvalidReason, Step};
-pub use stream::{DecoderConfig, OpenRecord, WalDecoder};
+pub use stream::{Decoded, DecoderConfig, OpenRecord, WalDecoder};
 pub use timeline::{HistoryEntry, TimelineHistory, TimelineId};
 pub use timestamp::Timestamp;
 pub use version::Major;

@@ -31,6 +31,26 @@ pub struct DecoderConfig {
     pub major: Option<Major>,
 }
 
+/// What [`WalDecoder::push_records`] says.
+#[derive(Debug)]
+pub enum Decoded<'a> {
+    /// As [`Step::Record`], with its body; without, if it began in bytes given to [`WalDecoder::push`].
+    Record(&'a Record, Option<&'a RecordBody<'a>>),
+    /// Every other step.
+    Other(Step),
+}
+
+impl Decoded<'_> {
+    /// The step that it is.
+    #[must_use]
+    pub fn into_step(self) -> Step {
+        match self {
+            Self::Record(record, _) => Step::Record(record.clone()),
+            Self::Other(step) => step,
+        }
+    }
+}
+
 /// A record that has begun and not ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OpenRecord {
@@ -179,11 +199,10 @@ impl WalDecoder {
         self.decode(input, &mut Steps(sink));
     }
 
-    /// Decodes the next bytes and gives each record's body with its step: the same steps, and bodies that do not depend on how the bytes were cut
-    /// either.
+    /// Decodes the next bytes and gives each record with its body: the same steps, and bodies that do not depend on how the bytes were cut either.
     ///
-    /// Only [`Step::Record`] comes with a body. A record that began in bytes given to [`WalDecoder::push`] comes without.
-    pub fn push_records(&mut self, input: &[u8], sink: impl FnMut(Step, Option<&RecordBody<'_>>)) {
+    /// Nothing of a record is moved or read before it is asked for, so this is also the fast way to look at all records.
+    pub fn push_records(&mut self, input: &[u8], sink: impl FnMut(Decoded<'_>)) {
         self.decode(input, &mut Bodies(sink));
     }
 
@@ -326,17 +345,17 @@ impl<F: FnMut(Step)> Sink for Steps<F> {
 
 struct Bodies<F>(F);
 
-impl<F: FnMut(Step, Option<&RecordBody<'_>>)> Sink for Bodies<F> {
+impl<F: FnMut(Decoded<'_>)> Sink for Bodies<F> {
     const BODIES: bool = true;
 
     #[inline]
     fn step(&mut self, step: Step) {
-        (self.0)(step, None);
+        (self.0)(Decoded::Other(step));
     }
 
     #[inline]
     fn record(&mut self, record: Record, body: Option<&RecordBody<'_>>) {
-        (self.0)(Step::Record(record), body);
+        (self.0)(Decoded::Record(&record, body));
     }
 }
 

@@ -205,6 +205,15 @@ impl Major {
         }
     }
 
+    /// The size of the columns of `pg_class` from `relpages` up to `reltoastrelid`, in bytes.
+    pub(crate) const fn class_statistics_bytes(self) -> usize {
+        match self {
+            Self::V14 | Self::V15 | Self::V16 | Self::V17 => 12,
+            // relallfrozen
+            Self::V18 => 16,
+        }
+    }
+
     /// The size of one dropped-statistics entry of a commit or abort record in bytes; `None` before they existed.
     #[doc(alias = "xl_xact_stats_item")]
     pub(crate) const fn dropped_stats_item_bytes(self) -> Option<u32> {

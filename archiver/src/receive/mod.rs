@@ -313,11 +313,17 @@ impl Receiver {
         }
         let mut slot = self.usable_slot(&mut connection).await?;
         self.given_up = None;
+        let timeline = identity.timeline;
         let mut server = self
             .ask_position(&mut connection, identity, slot.restart_lsn, &mut histories)
             .await?;
         self.connected_once = true;
         let mut survey = self.survey().await?;
+        // Somebody else may have stored meanwhile what the server has written since: a server that lost nothing is ahead of a listing.
+        let now = connection.identify_system().await?;
+        if now.timeline == timeline {
+            server.flush_lsn = now.flush_lsn;
+        }
         for (roll_ups, catalog) in self.roll_ups.iter().zip(&survey.catalogs) {
             if let Some(catalog) = catalog {
                 roll_ups.catch_up(catalog);

@@ -1,29 +1,24 @@
 //! From a decoded record to what the log wants to know of it (pure). Owns the translation only; what bytes mean is `wal-format`'s.
 
-use wal_format::{Action, BodyParts, Fork, Major, Record, RecordBody, RelationLocator};
+use wal_format::{Action, BodyParts, Fork, Lsn, Major, RecordHeader, RelationLocator};
 
-use super::work::{Change, ClusterEvent, End, RowCounts};
+use super::work::{Birth, Change, ClusterEvent, End, RowCounts};
 
-/// What a record says. One whose body cannot be read (its CRC was right) says nothing.
-pub(super) fn change_of(record: &Record, body: Option<&RecordBody<'_>>) -> Change {
-    let Some(body) = body else {
-        return Change::None;
-    };
-    let Ok(parts) = body.parse() else {
-        return Change::None;
-    };
+/// What a record says.
+pub(super) fn change_of(header: &RecordHeader, parts: &BodyParts<'_>) -> Change {
     let Ok(action) = parts.action() else {
         return Change::None;
     };
     match action {
-        Action::Commit(end) => ended(body.major(), record, &end, true),
-        Action::Abort(end) => ended(body.major(), record, &end, false),
-        Action::Insert => rows(&parts, |rows| rows.inserted = 1),
-        Action::MultiInsert { rows: count } => {
-            rows(&parts, |rows| rows.inserted = u64::from(count))
+        Action::Commit(end) => ended(parts.major(), header, &end, true),
+        Action::Abort(end) => ended(parts.major(), header, &end, false),
+        Action::Prepare(prepared) => {
+            Change::Prepared(String::from_utf8_lossy(prepared.gid).as_ref().into())
         }
-        Action::Update { .. } => rows(&parts, |rows| rows.updated = 1),
-        Action::Delete => rows(&parts, |rows| rows.deleted = 1),
+        Action::Insert => rows(parts, |rows| rows.inserted = 1),
+        Action::MultiInsert { rows: count } => rows(parts, |rows| rows.inserted = u64::from(count)),
+        Action::Update { .. } => rows(parts, |rows| rows.updated = 1),
+        Action::Delete => rows(parts, |rows| rows.deleted = 1),
         Action::Truncate {
             database,
             relations,
@@ -67,8 +62,39 @@ pub(super) fn change_of(record: &Record, body: Option<&RecordBody<'_>>) -> Chang
                 .collect(),
         ),
         Action::RunningTransactions(running) => Change::NextXid(running.next_xid.0),
-        _ => blocks(&parts),
+        _ => blocks(parts),
     }
+}
+
+/// The relation that a record at `start` makes, if it inserts a row into the file `pg_class`.
+pub(super) fn birth_of(start: Lsn, parts: &BodyParts<'_>, pg_class: u32) -> Option<Birth> {
+    let file = parts.first_block()?.relation;
+    let row = parts
+        .inserted_class_row()
+        .filter(|_| file.relation == pg_class)?;
+    let name = String::from_utf8_lossy(row.name);
+    if may_give_file_away(&name, row.namespace) {
+        return None;
+    }
+    Some(Birth {
+        lsn: start,
+        database: file.database,
+        oid: row.oid,
+        file: row.file,
+        tablespace: row.tablespace,
+        name: name.into_owned(),
+        schema_oid: row.namespace,
+        kind: char::from(row.kind),
+    })
+}
+
+/// Whether a relation of that name may be the transient one of a rewrite, whose file becomes another's: `VACUUM FULL`, `CLUSTER`, `REFRESH` and
+/// `ALTER TABLE` make `pg_temp_` with the OID of the table, and swap files; TOAST tables follow.
+fn may_give_file_away(name: &str, schema: u32) -> bool {
+    const PG_TOAST: u32 = 99;
+    let number = name.strip_prefix("pg_temp_");
+    let transient = number.is_some_and(|oid| oid.bytes().all(|byte| byte.is_ascii_digit()));
+    transient || schema == PG_TOAST
 }
 
 fn rows(parts: &BodyParts<'_>, count: impl FnOnce(&mut RowCounts)) -> Change {
@@ -99,16 +125,16 @@ fn blocks(parts: &BodyParts<'_>) -> Change {
 
 fn ended(
     major: Major,
-    record: &Record,
+    header: &RecordHeader,
     end: &wal_format::TransactionEnd<'_>,
     committed: bool,
 ) -> Change {
     // Statistics of dropped objects are written since 15; before, silence says nothing.
     let says_drops = major != Major::V14;
-    Change::End(Box::new(End {
+    Change::End(End {
         xid: match end.is_prepared {
             true => end.xid.0,
-            false => record.header.xid.0,
+            false => header.xid.0,
         },
         committed,
         time: end.time,
@@ -117,5 +143,18 @@ fn ended(
         subtransactions: end.subtransactions.iter().map(|xid| xid.0).collect(),
         dropped_files: end.dropped.iter().collect(),
         dropped_relations: says_drops.then(|| end.dropped_statistics.relations().collect()),
-    }))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_swapped_tells_no_name() {
+        assert!(may_give_file_away("pg_temp_16384", 2200));
+        assert!(may_give_file_away("pg_toast_16384", 99));
+        assert!(!may_give_file_away("pg_temp_orders", 2200));
+        assert!(!may_give_file_away("orders", 2200));
+    }
 }

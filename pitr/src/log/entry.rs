@@ -10,17 +10,17 @@ use wal_format::{Lsn, RelationLocator, Timestamp};
 use super::history::Past;
 use super::names::{NameBook, NameSource, NamedRelation, is_catalog_number};
 use super::scan::Ended;
-use super::work::{ClusterEvent, RowCounts};
+use super::work::{Birth, ClusterEvent, RowCounts};
 
 /// Which relation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Subject {
     /// By name.
     Named(NamedRelation),
-    /// By the place of its file: no snapshot has it.
-    File(RelationLocator),
-    /// By database and OID: a relation without a file, that no snapshot has.
-    Oid(u32, u32),
+    /// By the place of its file: no snapshot has it. With what it was called when it was made, if WAL that was read says so.
+    File(RelationLocator, Option<Birth>),
+    /// By database and OID: a relation without a file, that no snapshot has. With the same.
+    Oid(u32, u32, Option<Birth>),
 }
 
 /// What became of a relation's file.
@@ -189,7 +189,7 @@ pub fn describe(ended: &Ended, book: &NameBook) -> Described {
         .collect();
     let fates = Fates::judge(ended, book, &lasting, &dropped_files, dropped.as_ref());
 
-    for (file, work) in &work.files {
+    for (file, work) in work.files.iter() {
         let transient = work.created && record.dropped_files.contains(file);
         let fate = (work.created && !transient)
             .then_some(fates.of_created)
@@ -232,8 +232,8 @@ pub fn describe(ended: &Ended, book: &NameBook) -> Described {
     let database = match record.database {
         0 => work
             .files
-            .keys()
-            .map(|file| file.database)
+            .iter()
+            .map(|(file, _)| file.database)
             .find(|database| *database != 0),
         database => Some(database),
     };
@@ -323,6 +323,7 @@ impl Fates {
             && replaced.iter().all(Option::is_some)
             && ended.subtransactions == 0
             && !ended.may_have_begun_before
+            && !ended.work.is_emptiness_unknown
             && !ended.work.overflowed;
         Self {
             of_created,
@@ -376,7 +377,10 @@ impl Changes<'_> {
             return;
         }
         self.push(
-            named.map_or(Subject::File(file), Subject::Named),
+            named.map_or_else(
+                || Subject::File(file, self.book.birth_of_file(self.at, file).cloned()),
+                Subject::Named,
+            ),
             rows,
             fate,
         );
@@ -388,7 +392,11 @@ impl Changes<'_> {
             Some(named) if is_catalog(&named) => {}
             Some(named) => self.push(Subject::Named(named), RowCounts::default(), Some(fate)),
             None => self.push(
-                Subject::Oid(database, oid),
+                Subject::Oid(
+                    database,
+                    oid,
+                    self.book.birth_of_relation(self.at, database, oid).cloned(),
+                ),
                 RowCounts::default(),
                 Some(fate),
             ),
@@ -627,8 +635,8 @@ mod tests {
             .map(|change| {
                 let name = match &change.subject {
                     Subject::Named(named) => named.name.clone(),
-                    Subject::File(file) => file.to_string(),
-                    Subject::Oid(database, oid) => format!("{database}/{oid}"),
+                    Subject::File(file, _) => file.to_string(),
+                    Subject::Oid(database, oid, _) => format!("{database}/{oid}"),
                 };
                 (name, change.fate, change.rows.inserted, change.dependents)
             })

@@ -3,8 +3,10 @@
 //!
 //! Owns the joining and the counting. What a stretch says is `scan.rs`; which stretches are read, and when it is enough, `read.rs`.
 
+use std::collections::VecDeque;
+
 use super::scan::{Ended, Stretch, is_from};
-use super::work::Work;
+use super::work::{Birth, Work};
 
 /// A transaction of the history.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,8 +52,8 @@ impl History {
         }
     }
 
-    /// Adds the stretch before those that were added.
-    pub(super) fn add_older(&mut self, mut stretch: Stretch) {
+    /// Adds the stretch before those that were added; gives the relations that are known to have been made in it.
+    pub(super) fn add_older(&mut self, mut stretch: Stretch) -> VecDeque<Birth> {
         for past in &mut self.past {
             if past.is_unsettled() {
                 join(&mut past.ended, &mut stretch);
@@ -70,6 +72,7 @@ impl History {
         }
         self.commits = self.commits.saturating_add(commits);
         self.overflowed |= stretch.overflowed;
+        stretch.born
     }
 
     /// Transactions, newest first.
@@ -122,6 +125,10 @@ fn join(ended: &mut Ended, stretch: &mut Stretch) {
         }
     }
     before.carry(ended.commits_before);
+    if ended.record.gid.is_none() {
+        ended.record.gid = before.gid.take().map(String::from);
+    }
+    stretch.born.extend(std::mem::take(&mut before.born));
     // A row that was deleted in this same stretch was looked for there.
     if let Some(row) = ended.work.dropped_database_row
         && let Some(mark) = stretch.in_place.get(&row)
@@ -131,7 +138,10 @@ fn join(ended: &mut Ended, stretch: &mut Stretch) {
         ended.work.mark_early(mark);
         ended.work.dropped_database_row = None;
     }
+    let made_files = before.files.has_empty();
     ended.work.absorb(before);
+    let is_unknown = ended.work.is_emptiness_unknown || made_files;
+    ended.work.is_emptiness_unknown = is_unknown && ended.work.files.has_empty();
     let began = stretch
         .first_next_xid
         .is_some_and(|next| is_from(ended.record.xid, next));
@@ -229,7 +239,7 @@ mod tests {
             dropped_files: Vec::new(),
             dropped_relations: None,
         };
-        (xid, Change::End(Box::new(end)))
+        (xid, Change::End(end))
     }
 
     proptest! {
@@ -268,7 +278,11 @@ mod tests {
             prop_assert_eq!(whole.len(), 4);
             for (whole, cut) in whole.iter().zip(&cut) {
                 prop_assert_eq!(&whole.ended.record, &cut.ended.record);
-                prop_assert_eq!(&whole.ended.work, &cut.ended.work);
+                let mut work = cut.ended.work.clone();
+                // It says that it was cut, and only of what is empty.
+                prop_assert!(!work.is_emptiness_unknown || work.files.has_empty());
+                work.is_emptiness_unknown = false;
+                prop_assert_eq!(&whole.ended.work, &work);
                 prop_assert_eq!(whole.commits_after, cut.commits_after);
                 prop_assert_eq!(whole.ended.commits_before, cut.ended.commits_before);
             }

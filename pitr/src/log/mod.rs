@@ -1,13 +1,14 @@
 //! `walden log`: what happened, and where exactly. Decoded WAL as transactions, newest first, each with what it did to which relation and
 //! the target that undoes it.
 //!
-//! `decode.rs` reads records, `work.rs` counts, `scan.rs` attributes, `history.rs` joins stretches, `names.rs` names, `entry.rs` judges,
+//! `decode.rs` reads records, `work.rs` counts, `open.rs` finds, `scan.rs` attributes, `history.rs` joins stretches, `names.rs` names, `entry.rs` judges,
 //! `query.rs` selects: all pure. `read.rs` and `wal_dir.rs` fetch. How an entry is printed is the command line's.
 
 mod decode;
 pub mod entry;
 mod history;
 pub mod names;
+mod open;
 mod pieces;
 pub mod query;
 mod read;
@@ -19,7 +20,9 @@ pub use entry::{Because, EventChange, Fate, LogEntry, RelationChange, Subject, T
 pub use names::{NameSource, NamedRelation};
 pub use pieces::stored_pieces;
 pub use query::LogQuery;
-pub use read::{Count, Log, LogMaterial, NamesSource, read_log};
+#[doc(hidden)]
+pub use read::scan_for_drops;
+pub use read::{Count, Hole, Log, LogMaterial, NamesSource, read_log};
 pub use scan::Ended;
 pub use wal_dir::WalDir;
-pub use work::{ClusterEvent, RowCounts};
+pub use work::{Birth, ClusterEvent, RowCounts};

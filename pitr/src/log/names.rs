@@ -3,15 +3,19 @@
 //!
 //! Owns the order of preference. Does not fetch snapshots (`read.rs`).
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use repository::names::{CatalogNames, FileLocator, RelationName};
 use wal_format::{Lsn, RelationLocator};
 
 use super::scan::Link;
+use super::work::Birth;
 
 /// Most links that are followed from file to file.
 const MAX_HOPS: usize = 64;
+/// Most new relations that are remembered: the newest.
+const MAX_BIRTHS: usize = 65_536;
 /// OIDs and file numbers below this are of catalogs that every database has.
 const FIRST_NORMAL_OID: u32 = 16384;
 
@@ -70,6 +74,11 @@ pub struct NamedRelation {
 pub struct NameBook {
     snapshots: Vec<(Lsn, Arc<CatalogNames>)>,
     links: Vec<Link>,
+    /// By database and OID, and by database and number of the file.
+    born: [BTreeMap<(u32, u32), Vec<Birth>>; 2],
+    births: usize,
+    /// Where WAL begins again behind what is missing.
+    behind_holes: Vec<Lsn>,
 }
 
 impl NameBook {
@@ -92,6 +101,51 @@ impl NameBook {
     /// Adds rewrites.
     pub fn add_links(&mut self, links: impl IntoIterator<Item = Link>) {
         self.links.extend(links);
+    }
+
+    /// Adds relations that were made.
+    pub(super) fn add_births(&mut self, born: impl IntoIterator<Item = Birth>) {
+        for birth in born {
+            if self.births >= MAX_BIRTHS {
+                return;
+            }
+            self.births += 1;
+            let [by_oid, by_file] = &mut self.born;
+            if birth.file != 0 {
+                let of_file = by_file.entry((birth.database, birth.file)).or_default();
+                of_file.push(birth.clone());
+            }
+            let of_oid = by_oid.entry((birth.database, birth.oid)).or_default();
+            of_oid.push(birth);
+        }
+    }
+
+    /// WAL is missing before this position: OIDs and numbers may have been given to others in it.
+    pub(super) fn add_hole(&mut self, behind: Lsn) {
+        self.behind_holes.push(behind);
+    }
+
+    /// What WAL says that the relation with this file was called when it was made, of the one that had it at `at`.
+    pub fn birth_of_file(&self, at: Lsn, file: RelationLocator) -> Option<&Birth> {
+        let birth = self.newest_birth(&self.born[1], at, (file.database, file.relation))?;
+        (birth.tablespace == 0 || birth.tablespace == file.tablespace).then_some(birth)
+    }
+
+    /// The same by the relation's OID.
+    pub fn birth_of_relation(&self, at: Lsn, database: u32, oid: u32) -> Option<&Birth> {
+        self.newest_birth(&self.born[0], at, (database, oid))
+    }
+
+    fn newest_birth<'a>(
+        &self,
+        born: &'a BTreeMap<(u32, u32), Vec<Birth>>,
+        at: Lsn,
+        key: (u32, u32),
+    ) -> Option<&'a Birth> {
+        let earlier = born.get(&key)?.iter().filter(|birth| birth.lsn < at);
+        let newest = earlier.max_by_key(|birth| birth.lsn)?;
+        let between = |behind: &Lsn| newest.lsn < *behind && *behind <= at;
+        (!self.behind_holes.iter().any(between)).then_some(newest)
     }
 
     /// Whose file this was at `at`.
@@ -318,6 +372,51 @@ mod tests {
         assert_eq!(by_oid.database.as_deref(), Some("shop"));
         assert_eq!(book.of_relation(Lsn::new(400), 6, 16395), None);
         assert_eq!(book.pg_database_file(), 1262);
+    }
+
+    #[test]
+    fn a_name_from_wal_is_the_newest_before_and_none_behind_a_hole() {
+        let birth = |lsn: u64, file: u32, tablespace: u32, name: &str| Birth {
+            lsn: Lsn::new(lsn),
+            database: 5,
+            oid: 16390,
+            file,
+            tablespace,
+            name: name.into(),
+            schema_oid: 2200,
+            kind: 'r',
+        };
+        let mut book = NameBook::default();
+        book.add_births([
+            birth(300, 16390, 0, "second"),
+            birth(100, 16390, 0, "first"),
+        ]);
+        book.add_births([birth(50, 16380, 1700, "elsewhere"), birth(40, 0, 0, "view")]);
+        let by_file = |book: &NameBook, at: u64, number: u32| {
+            let birth = book.birth_of_file(Lsn::new(at), file(number));
+            birth.map(|birth| birth.name.clone()).unwrap_or_default()
+        };
+        let by_oid = |book: &NameBook, at: u64| {
+            let birth = book.birth_of_relation(Lsn::new(at), 5, 16390);
+            birth.map(|birth| birth.name.clone()).unwrap_or_default()
+        };
+        for (at, of_file, of_oid) in [
+            (400, "second", "second"),
+            (300, "first", "first"),
+            (100, "", "elsewhere"),
+            (50, "", "view"),
+            (40, "", ""),
+        ] {
+            assert_eq!(by_file(&book, at, 16390), of_file, "{at}");
+            assert_eq!(by_oid(&book, at), of_oid, "{at}");
+        }
+        assert_eq!(by_file(&book, 400, 16380), "", "of another tablespace");
+        assert_eq!(book.birth_of_relation(Lsn::new(400), 6, 16390), None);
+        book.add_hole(Lsn::new(350));
+        assert_eq!(
+            (by_file(&book, 349, 16390), by_oid(&book, 350)),
+            ("second".into(), String::new())
+        );
     }
 
     #[test]

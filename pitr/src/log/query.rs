@@ -46,7 +46,22 @@ impl LogQuery {
         if !in_range || !self.asks_for_contents() {
             return in_range;
         }
-        ended.may_have_begun_before || self.wants_contents(&describe(ended, book))
+        ended.may_have_begun_before
+            || (self.may_want_contents(ended) && self.wants_contents(&describe(ended, book)))
+    }
+
+    /// Whether what a transaction did could be what is asked for; quick, for most is not.
+    fn may_want_contents(&self, ended: &Ended) -> bool {
+        let (record, work) = (&ended.record, &ended.work);
+        let dropped = record.dropped_relations.as_ref();
+        let may_drop = !record.dropped_files.is_empty()
+            || dropped.is_some_and(|dropped| !dropped.is_empty())
+            || !work.events.is_empty();
+        let may_truncate = !record.dropped_files.is_empty() || !work.truncated.is_empty();
+        let deleted = || -> u64 { work.files.iter().map(|(_, file)| file.rows.deleted).sum() };
+        (!self.drops || may_drop)
+            && (!self.truncates || may_truncate)
+            && self.deletes_over.is_none_or(|limit| deleted() > limit)
     }
 
     fn asks_for_contents(&self) -> bool {
@@ -89,7 +104,7 @@ fn is_named(change: &RelationChange, wanted: &str) -> bool {
                     .as_ref()
                     .is_some_and(|database| wanted == format!("{database}.{name}"))
         }
-        Subject::File(file) => wanted == file.to_string(),
-        Subject::Oid(database, oid) => wanted == format!("{database}/{oid}"),
+        Subject::File(file, _) => wanted == file.to_string(),
+        Subject::Oid(database, oid, _) => wanted == format!("{database}/{oid}"),
     }
 }

@@ -3,6 +3,7 @@
 //! Owns the order of fetching and when it is enough. What records say is `scan.rs` and `history.rs`, what matters is `query.rs`; where
 //! bytes come from is a [`WalSource`].
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -11,9 +12,8 @@ use repository::Repositories;
 use repository::key::{BackupLabel, BackupObject, ClusterId, ObjectKey};
 use repository::names::{CatalogNames, MAX_CATALOG_BYTES};
 use repository::sealed::OpenPolicy;
-use wal_format::{DecoderConfig, Lsn, Step, Timestamp, WalDecoder};
+use wal_format::{Decoded, DecoderConfig, Lsn, Step, Timestamp, WalDecoder};
 
-use super::decode::change_of;
 use super::entry::{LogEntry, describe};
 use super::history::History;
 use super::names::NameBook;
@@ -73,6 +73,8 @@ pub struct NamesSource<'a> {
 pub struct Log {
     /// Newest first.
     pub entries: Vec<LogEntry>,
+    /// What between `from` and `to` could not be read, newest first.
+    pub holes: Vec<Hole>,
     /// Transactions that no one could look at, or count, for a reason: WAL that is missing or not valid.
     pub problems: Vec<String>,
     /// Names that could not be read.
@@ -85,6 +87,17 @@ pub struct Log {
     pub to: Option<Lsn>,
     /// Segments that were read.
     pub segments_read: usize,
+}
+
+/// WAL that was not read, between such that was.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hole {
+    /// Its first byte.
+    pub from: Lsn,
+    /// The first byte behind it.
+    pub to: Lsn,
+    /// Why.
+    pub reason: String,
 }
 
 /// How well later transactions are counted.
@@ -113,6 +126,7 @@ pub async fn read_log<S: WalSource>(
         log: Log::default(),
         book: NameBook::default(),
         looked_back: 0,
+        reached: Lsn::new(0),
     };
     let newest = reader.newest_wanted().await?;
     let mut history = History::new(reader.count_from(newest).await);
@@ -139,7 +153,15 @@ pub async fn read_log<S: WalSource>(
                 break;
             }
         }
-        history.add_older(reader.scan(begin, end, !searching).await?);
+        let hole = reader.behind_hole(end);
+        let stretch = reader.scan(begin, end, !searching).await?;
+        if let Some((to, reason)) = hole {
+            reader.book.add_hole(to);
+            let from = reader.reached.min(to);
+            reader.log.holes.push(Hole { from, to, reason });
+            reader.log.holes.sort_by_key(|hole| Reverse(hole.from));
+        }
+        reader.book.add_births(history.add_older(stretch));
         history.retain(query.last, |ended| query.wants(ended, &reader.book));
         end = begin;
     }
@@ -168,6 +190,8 @@ struct Reader<'a, S> {
     log: Log,
     book: NameBook,
     looked_back: usize,
+    /// The end of the stretch that was read last.
+    reached: Lsn,
 }
 
 impl<S: WalSource> Reader<'_, S> {
@@ -253,6 +277,13 @@ impl<S: WalSource> Reader<'_, S> {
         total
     }
 
+    /// Where WAL begins again at the piece `end` behind a hole, and why, if it was read from there on.
+    fn behind_hole(&self, end: usize) -> Option<(Lsn, String)> {
+        let reason = self.material.holes.get(&end)?;
+        let behind = self.material.pieces.get(end)?.start;
+        (self.log.from == Some(behind)).then(|| (behind, reason.clone()))
+    }
+
     /// The beginning of the stretch that ends at `end`.
     fn stretch_before(&self, end: usize) -> usize {
         let size = u64::from(self.material.decoder.segment_size.bytes());
@@ -321,6 +352,8 @@ impl<S: WalSource> Reader<'_, S> {
         let mut decoder = WalDecoder::new(self.material.decoder, first.start)
             .map_err(|error| damaged(first, error.to_string()))?;
         let mut problem: Option<String> = None;
+        let mut invalid: Vec<Hole> = Vec::new();
+        let decoder_size = self.material.decoder.segment_size;
         let mut beyond = false;
         let (mut read, mut reached) = (0, None);
         while let Some(next) = fetched.next().await {
@@ -333,28 +366,30 @@ impl<S: WalSource> Reader<'_, S> {
                 true => OVERHANG_BYTES,
                 false => stored.len().max(1),
             }) {
-                decoder.push_records(bytes, |step, body| match step {
-                    Step::Record(record) => {
+                decoder.push_records(bytes, |decoded| match decoded {
+                    Decoded::Record(record, body) => {
                         beyond |= record.start >= boundary;
                         if !beyond {
-                            scan.observe(
-                                record.start,
-                                record.end,
-                                record.header.total_length,
-                                record.header.xid.0,
-                                change_of(&record, body),
-                            );
+                            scan.record(record, body);
                         }
                     }
-                    Step::Invalid { at, reason } if !content.may_end_torn && !beyond => {
+                    Decoded::Other(Step::Invalid { at, reason })
+                        if !content.may_end_torn && !beyond =>
+                    {
                         stop |= at >= boundary;
                         if at < boundary {
+                            let segment = decoder_size.segment(at);
+                            invalid.push(Hole {
+                                from: at,
+                                to: decoder_size.end(segment),
+                                reason: format!("it is not valid: {reason}"),
+                            });
                             problem.get_or_insert_with(|| {
                                 format!("{}: WAL is not valid at {at}: {reason}", piece.name)
                             });
                         }
                     }
-                    _ => {}
+                    Decoded::Other(_) => {}
                 });
                 if is_overhang && (beyond || stop) {
                     break;
@@ -370,6 +405,11 @@ impl<S: WalSource> Reader<'_, S> {
         self.log.segments_read += read;
         self.log.from = Some(first.start);
         self.log.to = self.log.to.or(reached);
+        self.reached = reached.unwrap_or(first.start);
+        for hole in invalid.into_iter().rev() {
+            self.book.add_hole(hole.to);
+            self.log.holes.push(hole);
+        }
         if let Some(problem) = problem {
             self.log.problems.push(problem);
             self.log.count = Count::AtLeast;
@@ -417,6 +457,40 @@ impl<S: WalSource> Reader<'_, S> {
             self.load_names(oldest.ended.commit, to).await;
         }
     }
+}
+
+/// Looks through WAL as [`read_log`] does for `--drops`, for the bench: transactions that committed, and those that may be wanted. `feed` gives the
+/// bytes from `start` on, in pieces.
+///
+/// # Errors
+/// `Config` if `start` is no page's.
+#[doc(hidden)]
+pub fn scan_for_drops(
+    config: DecoderConfig,
+    start: Lsn,
+    feed: impl FnOnce(&mut dyn FnMut(&[u8])),
+) -> Result<(u64, usize)> {
+    let query = LogQuery {
+        last: 20,
+        drops: true,
+        ..LogQuery::default()
+    };
+    let book = NameBook::default();
+    let wanted = |ended: &Ended| query.wants(ended, &book);
+    let mut scan = Scan::new(book.pg_database_file(), query.last, &wanted);
+    let mut decoder = WalDecoder::new(config, start).map_err(|error| Error::InvalidRequest {
+        what: start.to_string(),
+        reason: error.to_string(),
+    })?;
+    feed(&mut |bytes| {
+        decoder.push_records(bytes, |decoded| {
+            if let Decoded::Record(record, body) = decoded {
+                scan.record(record, body);
+            }
+        });
+    });
+    let stretch = scan.finish();
+    Ok((stretch.commits, stretch.ended.len()))
 }
 
 async fn fetch_names(names: &NamesSource<'_>, label: &BackupLabel) -> Result<CatalogNames> {

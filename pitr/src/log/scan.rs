@@ -6,12 +6,12 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use wal_format::{Lsn, RelationLocator};
+use wal_format::{Glance, Lsn, Record, RecordBody, RecordHeader, RelationLocator, RowChange};
 
-use super::work::{Change, ClusterEvent, End, Mark, Work};
+use super::decode::{birth_of, change_of};
+use super::open::Open;
+use super::work::{Birth, Change, ClusterEvent, End, Mark, Work};
 
-/// Most transactions, subtransactions included, that are followed at a time. Of others only the end is known.
-const MAX_OPEN: usize = 50_000;
 /// Most transactions of a stretch that are kept although they may have begun before it.
 const MAX_UNDECIDED: usize = 10_000;
 /// Most rows of `pg_database` that are remembered as overwritten.
@@ -20,6 +20,10 @@ const MAX_IN_PLACE: usize = 1024;
 const MAX_MOVES: usize = 64;
 /// Most rewrites that are remembered of a stretch.
 const MAX_LINKS: usize = 1024;
+/// Most new relations that are remembered of a stretch: the newest.
+const MAX_BORN: usize = 16_384;
+/// The file of `pg_class`, unless that was rewritten. Relations that people make never get a number that low.
+const PG_CLASS: u32 = 1259;
 /// Most subtransactions that are kept by number.
 const MAX_SUBTRANSACTIONS: usize = 64;
 
@@ -70,6 +74,8 @@ pub(super) struct Stretch {
     pub(super) first_next_xid: Option<u32>,
     /// Files that took another's place.
     pub(super) links: Vec<Link>,
+    /// Relations that were made, oldest first.
+    pub(super) born: VecDeque<Birth>,
     /// Whether some transactions could not be followed.
     pub(super) overflowed: bool,
 }
@@ -86,6 +92,7 @@ pub(super) struct Scan<'a> {
     undecided: usize,
     /// Databases whose files were copied elsewhere, and the commits since that may be the move's.
     moves: BTreeMap<u32, (Mark, Vec<Lsn>)>,
+    open: Open,
     found: Stretch,
 }
 
@@ -104,7 +111,96 @@ impl<'a> Scan<'a> {
             decided: 0,
             undecided: 0,
             moves: BTreeMap::new(),
+            open: Open::default(),
             found: Stretch::default(),
+        }
+    }
+
+    /// Takes the next record. Of most, the header and the first relation say all that matters.
+    #[inline]
+    pub(super) fn record(&mut self, record: &Record, body: Option<&RecordBody<'_>>) {
+        let (header, xid) = (&record.header, record.header.xid.0);
+        match header.glance() {
+            Glance::Row(change) => {
+                // Which row of pg_database it was matters, too, and which name a row of pg_class gives.
+                if let Some(file) = body.and_then(RecordBody::first_relation)
+                    && !self.is_pg_database(file)
+                    && file.relation != PG_CLASS
+                {
+                    if xid != 0
+                        && let Some(work) = self.open.work(xid)
+                    {
+                        work.row(file, change);
+                        work.note(record.start, header.total_length);
+                    }
+                    return;
+                }
+            }
+            Glance::Blocks => {
+                if xid == 0 {
+                    return;
+                }
+                match self.open.work(xid) {
+                    None => return,
+                    Some(work) if !work.minds_blocks() => {
+                        return work.note(record.start, header.total_length);
+                    }
+                    Some(_) => {}
+                }
+            }
+            Glance::Action => {}
+        }
+        // Copies, so that what is not read of most records need not be put into memory.
+        self.whole_record(record.start, record.end, *header, body.copied());
+    }
+
+    /// The same for a record that must be read as a whole.
+    #[inline(never)]
+    fn whole_record(
+        &mut self,
+        start: Lsn,
+        end: Lsn,
+        header: RecordHeader,
+        body: Option<RecordBody<'_>>,
+    ) {
+        let xid = header.xid.0;
+        let Some(parts) = body.and_then(|body| body.parse().ok()) else {
+            return self.observe(start, end, header.total_length, xid, Change::None);
+        };
+        if header.glance() == Glance::Row(RowChange::Inserted)
+            && xid != 0
+            && let Some(birth) = birth_of(start, &parts, PG_CLASS)
+            && let Some(work) = self.open.work(xid)
+        {
+            work.bear(birth);
+        }
+        match change_of(&header, &parts) {
+            // The two kinds that there are many of.
+            Change::End(record) => {
+                self.note(start, header.total_length, xid);
+                self.end(start, end, record);
+            }
+            Change::Rows {
+                file,
+                rows,
+                deleted: None,
+            } => {
+                if xid != 0
+                    && let Some(work) = self.open.work(xid)
+                {
+                    work.rows(file, rows);
+                    work.note(start, header.total_length);
+                }
+            }
+            change => self.observe(start, end, header.total_length, xid, change),
+        }
+    }
+
+    fn note(&mut self, start: Lsn, bytes: u32, xid: u32) {
+        if xid != 0
+            && let Some(work) = self.open.work(xid)
+        {
+            work.note(start, bytes);
         }
     }
 
@@ -120,17 +216,13 @@ impl<'a> Scan<'a> {
                 return;
             }
             Change::End(record) => {
-                if xid != 0
-                    && let Some(work) = self.work(xid)
-                {
-                    work.note(start, bytes);
-                }
-                return self.end(start, end, *record);
+                self.note(start, bytes, xid);
+                return self.end(start, end, record);
             }
             // Written for the holders of all locks at once, too.
             Change::Locks(locks) => {
                 for (xid, database, relation) in locks {
-                    if let Some(work) = self.work(xid) {
+                    if let Some(work) = self.open.work(xid) {
                         work.lock((database, relation));
                         work.first_lock.get_or_insert(mark);
                     }
@@ -154,11 +246,7 @@ impl<'a> Scan<'a> {
             change if xid != 0 => self.apply(xid, mark, change),
             _ => {}
         }
-        if xid != 0
-            && let Some(work) = self.work(xid)
-        {
-            work.note(start, bytes);
-        }
+        self.note(start, bytes, xid);
     }
 
     /// The old files of a moved database are removed: the move is the one transaction in between that changed `pg_database`, if it is one.
@@ -192,7 +280,7 @@ impl<'a> Scan<'a> {
             _ => None,
         };
         let begun = dropped_row.and_then(|row| self.found.in_place.get(&row).copied());
-        let Some(work) = self.work(xid) else {
+        let Some(work) = self.open.work(xid) else {
             return;
         };
         match (dropped_row, begun) {
@@ -202,19 +290,9 @@ impl<'a> Scan<'a> {
         }
         match change {
             Change::Rows { file, rows, .. } => work.rows(file, rows),
-            Change::Blocks(files) => {
-                // Only of new files it matters.
-                for file in files {
-                    if let Some(file) = work.files.get_mut(&file) {
-                        file.written = true;
-                    }
-                }
-            }
-            Change::CreateFile(file) => {
-                if let Some(file) = work.file(file) {
-                    file.created = true;
-                }
-            }
+            Change::Prepared(gid) => work.gid = Some(gid),
+            Change::Blocks(files) => work.wrote(&files),
+            Change::CreateFile(file) => work.created(file),
             Change::Truncate {
                 database,
                 relations,
@@ -237,29 +315,21 @@ impl<'a> Scan<'a> {
         }
     }
 
-    fn work(&mut self, xid: u32) -> Option<&mut Work> {
-        let open = &mut self.found.open;
-        if open.len() >= MAX_OPEN && !open.contains_key(&xid) {
-            self.found.overflowed = true;
-            return None;
-        }
-        Some(open.entry(xid).or_default())
-    }
-
     fn end(&mut self, start: Lsn, end: Lsn, mut record: End) {
-        let mut work = self.found.open.remove(&record.xid).unwrap_or_default();
+        let mut work = self.open.remove(record.xid).unwrap_or_default();
         for xid in &record.subtransactions {
-            if let Some(part) = self.found.open.remove(xid) {
+            if let Some(part) = self.open.remove(*xid) {
                 work.absorb(part);
             }
         }
         if !record.committed {
-            return;
+            return self.open.recycle(work);
         }
-        let changes_pg_database = work
-            .files
-            .iter()
-            .any(|(file, done)| self.is_pg_database(*file) && done.rows.updated > 0);
+        let changes_pg_database = !self.moves.is_empty()
+            && work
+                .files
+                .iter()
+                .any(|(file, done)| self.is_pg_database(*file) && done.rows.updated > 0);
         if changes_pg_database {
             for (begun, commits) in self.moves.values_mut() {
                 if work.first.is_some_and(|first| first > begun.lsn) && commits.len() < 2 {
@@ -270,6 +340,13 @@ impl<'a> Scan<'a> {
         let commits_before = self.found.commits;
         self.found.commits += 1;
         work.settle(commits_before);
+        if record.gid.is_none() {
+            record.gid = work.gid.take().map(String::from);
+        }
+        self.found.born.extend(std::mem::take(&mut work.born));
+        while self.found.born.len() > MAX_BORN {
+            self.found.born.pop_front();
+        }
         let subtransactions = record.subtransactions.len() as u64;
         record.subtransactions.truncate(MAX_SUBTRANSACTIONS);
         let began_here = self
@@ -288,8 +365,9 @@ impl<'a> Scan<'a> {
         if let Some(link) = link_of(&ended).filter(|_| self.found.links.len() < MAX_LINKS) {
             self.found.links.push(link);
         }
-        if (self.wanted)(&ended) {
-            self.keep(ended);
+        match (self.wanted)(&ended) {
+            true => self.keep(ended),
+            false => self.open.recycle(ended.work),
         }
     }
 
@@ -315,6 +393,8 @@ impl<'a> Scan<'a> {
     /// What was found.
     pub(super) fn finish(mut self) -> Stretch {
         let total = self.found.commits;
+        self.found.overflowed |= self.open.overflowed;
+        self.found.open = self.open.into_works();
         for work in self.found.open.values_mut() {
             work.settle(total);
         }
@@ -393,7 +473,7 @@ mod tests {
     }
 
     fn end(xid: u32, committed: bool, subtransactions: &[u32]) -> Change {
-        Change::End(Box::new(End {
+        Change::End(End {
             xid,
             committed,
             time: Timestamp(i64::from(xid)),
@@ -402,7 +482,7 @@ mod tests {
             subtransactions: subtransactions.to_vec(),
             dropped_files: Vec::new(),
             dropped_relations: Some(Vec::new()),
-        }))
+        })
     }
 
     fn scan(keep: usize, changes: Vec<(u32, Change)>) -> Stretch {
@@ -435,7 +515,7 @@ mod tests {
         assert_eq!(found.commits, 1);
         let ended = &found.ended[0];
         assert_eq!(ended.work.files.len(), 1);
-        assert_eq!(ended.work.files[&file(1)].rows.inserted, 3);
+        assert_eq!(ended.work.files.get(file(1)).unwrap().rows.inserted, 3);
         assert_eq!(ended.work.first, Some(Lsn::new(200)));
         assert_eq!(ended.work.bytes, 240, "two of rows, one of the commit");
         assert!(!ended.may_have_begun_before);

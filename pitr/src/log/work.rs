@@ -2,9 +2,9 @@
 //!
 //! Owns the counting. Which transaction a record belongs to and when one ends is `scan.rs`; what the counts mean is `entry.rs`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use wal_format::{Lsn, RelationLocator, Timestamp};
+use wal_format::{Lsn, RelationLocator, RowChange, Timestamp};
 
 /// Most files of relations that are counted one by one in a transaction; the rows of others are counted together.
 pub(super) const MAX_RELATIONS: usize = 256;
@@ -29,6 +29,8 @@ pub(super) enum Change {
     Blocks(Vec<RelationLocator>),
     /// A relation got a file.
     CreateFile(RelationLocator),
+    /// The transaction was prepared under this name.
+    Prepared(Box<str>),
     /// `TRUNCATE`, as `wal_level = logical` has it: the OIDs.
     Truncate {
         /// Of the database.
@@ -50,7 +52,7 @@ pub(super) enum Change {
     /// No transaction from this one on has begun.
     NextXid(u32),
     /// A transaction ended.
-    End(Box<End>),
+    End(End),
 }
 
 /// What happened to a database or tablespace, by OID.
@@ -66,6 +68,27 @@ pub enum ClusterEvent {
     CreateTablespace(u32),
     /// A tablespace was removed.
     DropTablespace(u32),
+}
+
+/// What a new relation was called, as the row that was inserted into `pg_class` says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Birth {
+    /// The record that inserted it.
+    pub lsn: Lsn,
+    /// The OID of its database.
+    pub database: u32,
+    /// Its own.
+    pub oid: u32,
+    /// The number of its file; 0 if it has none.
+    pub file: u32,
+    /// The OID of its tablespace; 0: its database's.
+    pub tablespace: u32,
+    /// Its name then; what is not UTF-8 is replaced.
+    pub name: String,
+    /// The OID of its schema.
+    pub schema_oid: u32,
+    /// `relkind`.
+    pub kind: char,
 }
 
 /// The end of a transaction.
@@ -101,6 +124,7 @@ pub struct RowCounts {
 }
 
 impl RowCounts {
+    #[inline]
     fn add(&mut self, other: Self) {
         self.inserted = self.inserted.saturating_add(other.inserted);
         self.updated = self.updated.saturating_add(other.updated);
@@ -125,6 +149,99 @@ pub struct FileWork {
     pub written: bool,
 }
 
+/// What was done to each file, by file; the one last looked for is found without a search.
+#[derive(Clone, Debug, Default)]
+pub struct Files {
+    /// In order.
+    list: Vec<(RelationLocator, FileWork)>,
+    last: usize,
+    /// Whether there may be one that is new and into which nothing was written.
+    may_be_empty: bool,
+}
+
+/// What is known without looking for it does not count.
+impl PartialEq for Files {
+    fn eq(&self, other: &Self) -> bool {
+        self.list == other.list
+    }
+}
+
+impl Eq for Files {}
+
+impl Files {
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// In the order of their numbers.
+    pub fn iter(&self) -> impl Iterator<Item = (&RelationLocator, &FileWork)> {
+        self.list.iter().map(|(file, work)| (file, work))
+    }
+
+    /// What was done to one of them.
+    pub fn get(&self, file: RelationLocator) -> Option<&FileWork> {
+        let place = self.list.binary_search_by_key(&file, |(file, _)| *file);
+        self.list.get(place.ok()?).map(|(_, work)| work)
+    }
+
+    fn get_mut(&mut self, file: RelationLocator) -> Option<&mut FileWork> {
+        let place = self.list.binary_search_by_key(&file, |(file, _)| *file);
+        self.list.get_mut(place.ok()?).map(|(_, work)| work)
+    }
+
+    /// The place of one, which is added if it is not there and there are fewer than `most`.
+    #[inline]
+    fn place(&mut self, file: RelationLocator, most: usize) -> Option<usize> {
+        match self.list.get(self.last) {
+            Some((last, _)) if *last == file => Some(self.last),
+            _ => self.search(file, most),
+        }
+    }
+
+    fn search(&mut self, file: RelationLocator, most: usize) -> Option<usize> {
+        self.last = match self.list.binary_search_by_key(&file, |(file, _)| *file) {
+            Ok(place) => place,
+            Err(_) if self.list.len() >= most => return None,
+            Err(place) => {
+                self.list.insert(place, (file, FileWork::default()));
+                place
+            }
+        };
+        Some(self.last)
+    }
+
+    /// Removes all, and keeps the room.
+    pub(super) fn clear(&mut self) {
+        self.list.clear();
+        (self.last, self.may_be_empty) = (0, false);
+    }
+
+    /// Whether one is new and nothing was written into it.
+    pub(super) fn has_empty(&self) -> bool {
+        self.list
+            .iter()
+            .any(|(_, work)| work.created && !work.written)
+    }
+}
+
+impl FromIterator<(RelationLocator, FileWork)> for Files {
+    fn from_iter<I: IntoIterator<Item = (RelationLocator, FileWork)>>(files: I) -> Self {
+        let mut list: Vec<_> = files.into_iter().collect();
+        list.sort_by_key(|(file, _)| *file);
+        Self {
+            list,
+            last: 0,
+            may_be_empty: true,
+        }
+    }
+}
+
 /// A place in WAL, and how many transactions have committed since.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark {
@@ -142,7 +259,7 @@ pub struct Work {
     /// Bytes of its records.
     pub bytes: u64,
     /// What it did to which file.
-    pub files: BTreeMap<RelationLocator, FileWork>,
+    pub files: Files,
     /// Rows of files that found no room there.
     pub other_rows: RowCounts,
     /// Relations that it locked against readers: database and OID.
@@ -157,24 +274,77 @@ pub struct Work {
     pub events: Vec<ClusterEvent>,
     /// Relations that a record says were truncated: database and OID.
     pub truncated: Vec<(u32, u32)>,
+    /// Relations that it made.
+    pub born: Vec<Birth>,
+    /// The name that it was prepared under.
+    pub gid: Option<Box<str>>,
     /// Whether something found no room.
     pub overflowed: bool,
+    /// Whether a file that it made before the stretch in which it committed may hold what was written into it since: what writes blocks and no rows
+    /// is followed within a stretch only.
+    pub is_emptiness_unknown: bool,
 }
 
 impl Work {
     /// Counts a record of the transaction that starts at `at`.
     pub fn note(&mut self, at: Lsn, bytes: u32) {
-        self.first = Some(self.first.map_or(at, |first| first.min(at)));
+        // Records come in the order of WAL.
+        self.first.get_or_insert(at);
         self.bytes = self.bytes.saturating_add(u64::from(bytes));
     }
 
     /// The entry of a file, unless there is no room for one more.
+    #[inline]
     pub fn file(&mut self, file: RelationLocator) -> Option<&mut FileWork> {
-        if self.files.len() >= MAX_RELATIONS && !self.files.contains_key(&file) {
-            self.overflowed = true;
-            return None;
+        match self.files.place(file, MAX_RELATIONS) {
+            Some(place) => self.files.list.get_mut(place).map(|(_, work)| work),
+            None => {
+                self.overflowed = true;
+                None
+            }
         }
-        Some(self.files.entry(file).or_default())
+    }
+
+    /// A file is new.
+    pub fn created(&mut self, file: RelationLocator) {
+        if let Some(work) = self.file(file) {
+            work.created = true;
+            self.files.may_be_empty = true;
+        }
+    }
+
+    /// Whether it matters into which files something was written: only of new ones it does.
+    #[inline]
+    pub fn minds_blocks(&self) -> bool {
+        self.files.may_be_empty
+    }
+
+    /// Something other than rows was written into files.
+    pub fn wrote(&mut self, files: &[RelationLocator]) {
+        for file in files {
+            if let Some(work) = self.files.get_mut(*file) {
+                work.written = true;
+            }
+        }
+        self.files.may_be_empty = self.files.has_empty();
+    }
+
+    /// Counts one row of a file.
+    #[inline]
+    pub fn row(&mut self, file: RelationLocator, change: RowChange) {
+        let rows = match self.file(file) {
+            Some(work) => {
+                work.written = true;
+                &mut work.rows
+            }
+            None => &mut self.other_rows,
+        };
+        // Sums and no branches: what comes next cannot be foreseen.
+        rows.add(RowCounts {
+            inserted: u64::from(change == RowChange::Inserted),
+            updated: u64::from(change == RowChange::Updated),
+            deleted: u64::from(change == RowChange::Deleted),
+        });
     }
 
     /// Counts rows of a file.
@@ -209,7 +379,9 @@ impl Work {
             (one, two) => one.or(two),
         };
         self.bytes = self.bytes.saturating_add(other.bytes);
-        for (file, work) in other.files {
+        self.is_emptiness_unknown |= other.is_emptiness_unknown;
+        self.files.may_be_empty |= other.files.may_be_empty;
+        for (file, work) in other.files.list {
             match self.file(file) {
                 Some(mine) => {
                     mine.rows.add(work.rows);
@@ -234,6 +406,17 @@ impl Work {
             self.truncate(truncated);
         }
         self.overflowed |= other.overflowed;
+        for birth in other.born {
+            self.bear(birth);
+        }
+        self.gid = self.gid.take().or(other.gid);
+    }
+
+    /// Keeps a new relation's name, unless there are too many: a name that is not known is only that.
+    pub fn bear(&mut self, birth: Birth) {
+        if self.born.len() < MAX_LISTED {
+            self.born.push(birth);
+        }
     }
 
     /// Keeps a lock.
@@ -309,7 +492,7 @@ mod tests {
             work.rows(file(number % 300), inserted(1));
         }
         assert_eq!(work.files.len(), MAX_RELATIONS);
-        let listed: u64 = work.files.values().map(|file| file.rows.inserted).sum();
+        let listed: u64 = work.files.iter().map(|(_, file)| file.rows.inserted).sum();
         assert_eq!(listed + work.other_rows.inserted, 1000);
         assert!(work.other_rows.inserted > 0 && work.overflowed);
     }
@@ -336,8 +519,8 @@ mod tests {
         newer.early = Some(mark(75, 1));
         newer.absorb(older);
         assert_eq!((newer.first, newer.bytes), (Some(Lsn::new(10)), 150));
-        assert_eq!(newer.files[&file(1)].rows, inserted(4));
-        assert_eq!(newer.files[&file(2)].rows, inserted(1));
+        assert_eq!(newer.files.get(file(1)).unwrap().rows, inserted(4));
+        assert_eq!(newer.files.get(file(2)).unwrap().rows, inserted(1));
         assert_eq!(newer.first_lock, Some(mark(10, 7)));
         assert_eq!(newer.early, Some(mark(75, 1)));
         assert_eq!(

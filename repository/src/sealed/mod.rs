@@ -176,11 +176,17 @@ impl Sealer {
 /// # Errors
 /// `Corrupt`: no descriptor, a damaged header, or the object of another key. `Config`: written by a later version.
 pub fn read_descriptor(key: &ObjectKey, head: &[u8]) -> Result<Descriptor> {
+    described(key, head).map(|(descriptor, _)| descriptor)
+}
+
+/// As [`read_descriptor`], with the bytes that the whole object has if nothing of it is missing.
+pub(crate) fn described(key: &ObjectKey, head: &[u8]) -> Result<(Descriptor, u64)> {
     let name = key.to_string();
-    let descriptor = header::parse(head, &name)?.descriptor;
-    let descriptor = descriptor.ok_or(Error::NoDescriptor { key: name })?;
+    let header = header::parse(head, &name)?;
+    let descriptor = header.descriptor.ok_or(Error::NoDescriptor { key: name })?;
     descriptor.check_place(key)?;
-    Ok(descriptor)
+    let size = (header.length as u64).saturating_add(descriptor.payload_size);
+    Ok((descriptor, size))
 }
 
 /// Holds an object as it is stored against what it says of itself: its place, its size, the checksums of header and payload. Needs no

@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use serde::de::DeserializeOwned;
 
-use super::{Absence, Repositories, Union};
+use super::{Absence, FAILING, Repositories, Union};
 use crate::backup::BackupDescriptor;
 use crate::catalog::Catalog;
 use crate::cluster::{ClusterDocument, RepositoryDocument};
@@ -18,7 +18,8 @@ use crate::{Error, ErrorClass, Repository, Result};
 
 /// How long a page of a listing is waited for while others have answered, and how long one that fails at once is tried again: more is
 /// missed without a listing than without an object.
-const LISTING: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(5));
+const LISTING: (Duration, Duration) = (Duration::from_secs(10), FAILING);
+
 impl Repositories {
     /// Fetches and opens an object, as [`Repository::fetch`].
     ///

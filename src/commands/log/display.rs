@@ -1,8 +1,8 @@
 //! How `walden log` prints: a block of text a transaction, or one JSON document.
 
 use pitr::log::{
-    Because, ClusterEvent, Count, EventChange, Fate, Log, LogEntry, NameSource, RelationChange,
-    RowCounts, Subject, Target,
+    Because, Birth, ClusterEvent, Count, EventChange, Fate, Hole, Log, LogEntry, NameSource,
+    RelationChange, RowCounts, Subject, Target,
 };
 use serde_json::{Value, json};
 use wal_format::{Lsn, TimelineHistory, TimelineId, Timestamp};
@@ -70,6 +70,7 @@ impl Shown {
             "from_lsn": log.from.map(|lsn| lsn.to_string()),
             "to_lsn": log.to.map(|lsn| lsn.to_string()),
             "segments_read": log.segments_read,
+            "holes": log.holes.iter().map(hole_to_json).collect::<Vec<_>>(),
             "transactions": entries,
             "problems": log.problems,
             "warnings": log.warnings,
@@ -126,7 +127,7 @@ impl Shown {
             1 => "1 transaction".to_owned(),
             count => format!("{count} transactions"),
         };
-        text.push_str(&format!("{found}; {looked_at}\n"));
+        text.push_str(&format!("{found}; {looked_at}{}\n", but_for(&log.holes)));
         for problem in &log.problems {
             text.push_str(&format!("problem: {problem}\n"));
         }
@@ -229,6 +230,45 @@ impl Shown {
     }
 }
 
+/// What was not read, after what was.
+fn but_for(holes: &[Hole]) -> String {
+    let told: Vec<String> = holes
+        .iter()
+        .take(MAX_LINES)
+        .map(|hole| format!("{} to {} ({})", hole.from, hole.to, hole.reason))
+        .collect();
+    let more = match holes.len().saturating_sub(told.len()) {
+        0 => String::new(),
+        more => format!("; and {more} more holes, see --json"),
+    };
+    match told.is_empty() {
+        true => String::new(),
+        false => format!(", BUT NOT from {}{more}", told.join("; nor from ")),
+    }
+}
+
+fn hole_to_json(hole: &Hole) -> Value {
+    json!({ "from_lsn": hole.from.to_string(), "to_lsn": hole.to.to_string(), "reason": hole.reason })
+}
+
+fn birth_to_text(birth: &Birth) -> String {
+    format!(
+        "created as {:?} in the schema with OID {}, from the WAL at {}",
+        birth.name, birth.schema_oid, birth.lsn
+    )
+}
+
+fn birth_to_json(birth: &Birth) -> Value {
+    json!({
+        "name": birth.name,
+        "schema_oid": birth.schema_oid,
+        "oid": birth.oid,
+        "kind": birth.kind.to_string(),
+        "name_from": "wal",
+        "lsn": birth.lsn.to_string(),
+    })
+}
+
 fn is_complete(entry: &LogEntry) -> bool {
     !entry.ended.may_have_begun_before && !entry.ended.work.overflowed
 }
@@ -256,8 +296,13 @@ fn relation_to_text(change: &RelationChange, entry: &LogEntry) -> String {
                 _ => format!("{}.{}", named.schema, named.name),
             }
         }
-        Subject::File(file) => format!("{file} (no name known)"),
-        Subject::Oid(database, oid) => {
+        Subject::File(file, Some(birth)) => format!("{file} ({})", birth_to_text(birth)),
+        Subject::File(file, None) => format!("{file} (no name known)"),
+        Subject::Oid(database, oid, Some(birth)) => {
+            let born = birth_to_text(birth);
+            format!("relation {oid} of database {database} ({born})")
+        }
+        Subject::Oid(database, oid, None) => {
             format!("relation {oid} of database {database} (no name known)")
         }
     };
@@ -356,12 +401,17 @@ fn relation_to_json(change: &RelationChange) -> Value {
                 "name_from_backup": label,
             })
         }
-        Subject::File(file) => json!({
+        Subject::File(file, birth) => json!({
             "file": file.to_string(),
             "tablespace_oid": file.tablespace,
             "database_oid": file.database,
+            "created_as": birth.as_ref().map(birth_to_json),
         }),
-        Subject::Oid(database, oid) => json!({ "database_oid": database, "oid": oid }),
+        Subject::Oid(database, oid, birth) => json!({
+            "database_oid": database,
+            "oid": oid,
+            "created_as": birth.as_ref().map(birth_to_json),
+        }),
     };
     if let Value::Object(fields) = &mut value {
         fields.insert("rows".into(), rows_to_json(&change.rows));

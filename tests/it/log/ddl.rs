@@ -2,6 +2,7 @@
 
 use super::{Source, find, log, transaction};
 use crate::support::postgres::{Builder, Server};
+use crate::support::wal_dump::Lsn;
 use std::collections::BTreeMap;
 
 fn fates(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
@@ -144,6 +145,22 @@ fn relations_are_followed(builder: Builder) {
         find(&found, young_dropped).fates,
         fates(&[(&young_file, "dropped")])
     );
+    // No backup has seen it; the row that gave it its name is in the WAL.
+    let dropped_again = &find(&found, young_dropped).json["relations"][0];
+    let created_as = &dropped_again["created_as"];
+    assert_eq!(created_as["name"], "young", "{dropped_again:#}");
+    assert_eq!(created_as["schema_oid"], 2200);
+    assert_eq!(
+        format!(
+            "1663/{}/{}",
+            dropped_again["database_oid"], created_as["oid"]
+        ),
+        young_file
+    );
+    let born = Lsn::parse(created_as["lsn"].as_str().unwrap());
+    let creation = find(&found, young);
+    let began = Lsn::parse(creation.json["start_lsn"].as_str().unwrap());
+    assert!(began <= born && born < Lsn::parse(&creation.commit_lsn));
     check(plain, &[("public.plain", "truncated")]);
     let followed = find(&found, after_plain);
     assert_eq!(

@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 struct Done {
     xid: u32,
     rows: BTreeMap<String, Counts>,
+    /// The name it was prepared under.
+    gid: Option<String>,
 }
 
 /// A client with a table of its own, whose rows have the ids `low..high`.
@@ -99,6 +101,7 @@ impl Client<'_> {
                 self.done.push(Done {
                     xid: xid.unwrap().parse().unwrap(),
                     rows: rows((count, 0, 0)),
+                    gid: Some(gid),
                 });
                 return;
             }
@@ -109,7 +112,11 @@ impl Client<'_> {
             .filter(|(_, counts)| *counts != (0, 0, 0))
             .collect();
         let xid = transaction(self.server, &statements);
-        self.done.push(Done { xid, rows });
+        self.done.push(Done {
+            xid,
+            rows,
+            gid: None,
+        });
     }
 }
 
@@ -139,6 +146,7 @@ fn every_row_is_in_the_log(builder: Builder, encrypted: bool) {
             Done {
                 xid,
                 rows: BTreeMap::from([("s.shared".into(), (1, 0, 1))]),
+                gid: None,
             }
         });
         let clients: Vec<_> = (0..3)
@@ -177,7 +185,9 @@ fn every_row_is_in_the_log(builder: Builder, encrypted: bool) {
     source.wait_stored();
     let dump = WalDump::of_server(server, Lsn::parse(&start));
     let range = format!("{start}..");
-    let found = log(&source, &["--last", "1000", "--lsn", &range]);
+    let whole = document(&source, &["--last", "1000", "--lsn", &range]);
+    assert_eq!(whole["holes"], serde_json::json!([]));
+    let found = super::entries(&whole);
 
     let touched =
         |entry: &&Entry| entry.database.as_deref() == Some("postgres") && !entry.rows.is_empty();
@@ -193,6 +203,7 @@ fn every_row_is_in_the_log(builder: Builder, encrypted: bool) {
         .collect();
     assert_eq!(logged, expected, "both ways");
     assert!(expected.len() > 90 && rolled_back.len() > 3);
+    assert!(done.iter().any(|done| done.gid.is_some()));
     for done in done.iter().filter(|done| !done.rows.is_empty()) {
         let entry = find(&found, done.xid);
         let kept: BTreeMap<String, Counts> = entry
@@ -202,6 +213,8 @@ fn every_row_is_in_the_log(builder: Builder, encrypted: bool) {
             .map(|(name, counts)| (name.clone(), *counts))
             .collect();
         assert_eq!(kept, done.rows, "{:#}", entry.json);
+        // With wal_level = replica the commit does not carry it.
+        assert_eq!(entry.json["gid"].as_str(), done.gid.as_deref());
         assert!(entry.is_complete, "{:#}", entry.json);
     }
     for xid in rolled_back {
@@ -343,6 +356,32 @@ fn a_hole_is_said(source: &Source, found: &[Entry], range: &str) {
     let document = document_with_code(source, &arguments, 5);
     let problems = document["problems"].to_string();
     assert!(problems.contains(number), "{problems}");
+    // What was read is said without it.
+    let lsn = |json: &serde_json::Value| Lsn::parse(json.as_str().unwrap()).0;
+    let holes = document["holes"].as_array().unwrap();
+    assert_eq!(holes.len(), 1, "{holes:?}");
+    // Chunks may have the lost segment's beginning.
+    assert!(hole.contains(&lsn(&holes[0]["from_lsn"])), "{holes:?}");
+    assert_eq!(lsn(&holes[0]["to_lsn"]), hole.end);
+    assert!(lsn(&document["from_lsn"]) < hole.start && hole.end < lsn(&document["to_lsn"]));
+    let restorer = &source.restorer;
+    let mut line = vec![
+        "log",
+        restorer.url.as_str(),
+        "--last",
+        "1000",
+        "--lsn",
+        range,
+    ];
+    if let Some(identity) = &restorer.identity {
+        line.extend(["--identity", identity.as_str()]);
+    }
+    let text = restorer.walden.run(line).expect_code(5).stdout;
+    let but = format!(
+        "was read, BUT NOT from {}",
+        holes[0]["from_lsn"].as_str().unwrap()
+    );
+    assert!(text.contains(&but), "{text}");
     let seen = super::entries(&document);
     // A commit record may reach over the segment's end.
     let outside = |entry: &&Entry| {

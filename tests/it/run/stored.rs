@@ -13,12 +13,12 @@ use wal_format::{Lsn, SegmentName, TimelineId};
 
 /// What of a timeline is stored and was found equal to the server's.
 #[derive(Debug)]
-pub(super) struct Compared {
-    pub(super) from: Lsn,
+pub(crate) struct Compared {
+    pub(crate) from: Lsn,
     /// Behind the last byte before which nothing is missing.
-    pub(super) to: Lsn,
-    pub(super) segments: usize,
-    pub(super) chunks: usize,
+    pub(crate) to: Lsn,
+    pub(crate) segments: usize,
+    pub(crate) chunks: usize,
 }
 
 impl Site {
@@ -50,7 +50,7 @@ impl Site {
     }
 
     /// The byte behind the last one of a timeline before which nothing is missing, by the names in a listing alone.
-    pub(super) fn covered_to(&self, catalog: &Catalog, timeline: TimelineId) -> Option<Lsn> {
+    pub(crate) fn covered_to(&self, catalog: &Catalog, timeline: TimelineId) -> Option<Lsn> {
         let objects = catalog.timelines.get(&timeline)?;
         let first = objects.segments.keys().chain(objects.tails.keys()).min()?;
         let mut number = first.number(self.size)?;
@@ -75,13 +75,13 @@ impl Site {
     /// Compares everything that is stored of a timeline with the server's files: each segment and each chunk has the
     /// server's bytes, nothing is missing in between, the records chain, nothing is called invalid.
     #[track_caller]
-    pub(super) fn compare(&self, timeline: TimelineId, pg_wal: &Path) -> Compared {
+    pub(crate) fn compare(&self, timeline: TimelineId, pg_wal: &Path) -> Compared {
         self.compare_with_hole(timeline, pg_wal, None)
     }
 
     /// As [`Self::compare`], where this is known to be missing.
     #[track_caller]
-    pub(super) fn compare_with_hole(
+    pub(crate) fn compare_with_hole(
         &self,
         timeline: TimelineId,
         pg_wal: &Path,
@@ -141,7 +141,7 @@ impl Site {
 
     /// The bytes of the only `.partial` of a timeline, and which segment it is of.
     #[track_caller]
-    pub(super) fn partial(&self, timeline: TimelineId) -> (SegmentName, Vec<u8>) {
+    pub(crate) fn partial(&self, timeline: TimelineId) -> (SegmentName, Vec<u8>) {
         let catalog = self.catalog();
         let partials = &catalog.timelines[&timeline].partials;
         assert_eq!(partials.len(), 1, "{partials:?}");
@@ -155,7 +155,7 @@ impl Site {
     }
 
     /// Every object of a repository in a folder: path, bytes, when it was finished.
-    pub(super) fn objects(&self) -> BTreeMap<String, (Vec<u8>, std::time::SystemTime)> {
+    pub(crate) fn objects(&self) -> BTreeMap<String, (Vec<u8>, std::time::SystemTime)> {
         let mut objects = BTreeMap::new();
         for path in self.files() {
             // A file may be finished, and so renamed, between the listing and this.
@@ -169,7 +169,7 @@ impl Site {
     }
 
     /// Files of a repository in a folder that are being written right now.
-    pub(super) fn unfinished(&self) -> BTreeSet<PathBuf> {
+    pub(crate) fn unfinished(&self) -> BTreeSet<PathBuf> {
         let temporary = |path: &PathBuf| {
             path.file_name()
                 .is_some_and(repository::durable::is_temporary_name)
@@ -188,7 +188,7 @@ impl Site {
     }
 
     /// The folders of a repository in a folder, its root first.
-    pub(super) fn folders(&self) -> Vec<PathBuf> {
+    pub(crate) fn folders(&self) -> Vec<PathBuf> {
         let mut folders = vec![self.root.clone()];
         let mut next = 0;
         while let Some(folder) = folders.get(next) {

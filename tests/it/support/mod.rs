@@ -1,6 +1,7 @@
 //! What integration tests stand on: servers, an object store, the `walden` program and a workload whose outcome is
 //! known outside the database. Nothing here uses Walden's own code, so that it can judge it.
 
+pub(crate) mod fault_proxy;
 pub(crate) mod object_store;
 pub(crate) mod oracle;
 pub(crate) mod oracle_commits;
@@ -10,6 +11,7 @@ pub(crate) mod process;
 pub(crate) mod restored;
 pub(crate) mod s3;
 pub(crate) mod scratch;
+pub(crate) mod small_disk;
 pub(crate) mod soak;
 pub(crate) mod tls;
 pub(crate) mod wal_dump;

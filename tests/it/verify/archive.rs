@@ -146,6 +146,17 @@ impl Archive {
         format!("file://{}", self.site.repository.display())
     }
 
+    /// The configuration with more repositories beside the archive, which is `primary`.
+    pub(super) fn config_with(&self, more: &[(&str, &str)]) -> String {
+        let mut config = fs::read_to_string(self.site.folder.join("walden.toml")).unwrap();
+        for (name, url) in more {
+            config.push_str(&format!(
+                "\n[[repository]]\nname = \"{name}\"\nurl = \"{url}\"\n"
+            ));
+        }
+        config
+    }
+
     pub(super) fn identity(&self) -> Option<String> {
         let key = self.site.folder.join("walden.key");
         key.exists().then(|| format!("file:{}", key.display()))

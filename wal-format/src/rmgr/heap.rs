@@ -9,7 +9,7 @@
 //! | truncate | database (4), number of relations (4), flags (1: cascade, 2: restart identity), padding (3), relations (4 each) |
 //! | in-place | row (2); since 18 padding (2), database (4), tablespace (4), boolean (1), padding (3), number of messages (4), messages (16 each) |
 
-use super::Action;
+use super::{Action, Glance, RowChange};
 use crate::cursor::Cursor;
 use crate::list::List;
 use crate::{Error, Major};
@@ -17,8 +17,33 @@ use crate::{Error, Major};
 /// Without the bit that says that the page is made anew.
 const KIND_MASK: u8 = 0x70;
 
+const MULTI_INSERT: u8 = 0x50;
+
 const CASCADE: u8 = 1 << 0;
 const RESTART_IDENTITY: u8 = 1 << 1;
+
+/// What the bits of a record of Heap tell.
+#[inline]
+pub(super) fn glance(info: u8) -> Glance {
+    const BY_KIND: [Glance; 8] = [
+        Glance::Row(RowChange::Inserted),
+        Glance::Row(RowChange::Deleted),
+        Glance::Row(RowChange::Updated),
+        Glance::Action,
+        Glance::Row(RowChange::Updated),
+        Glance::Blocks,
+        Glance::Blocks,
+        Glance::Action,
+    ];
+    let kind = usize::from((info & KIND_MASK) >> 4);
+    BY_KIND.get(kind).copied().unwrap_or(Glance::Action)
+}
+
+/// Whether the bits of a record of Heap2 say that it inserted rows.
+#[inline]
+pub(super) const fn is_multi_insert(info: u8) -> bool {
+    info & KIND_MASK == MULTI_INSERT
+}
 
 #[inline(always)]
 pub(super) fn parse_heap<'a>(
@@ -67,7 +92,7 @@ fn parse_truncate<'a>(cursor: &mut Cursor<'a>) -> Result<Action<'a>, Error> {
 #[inline(always)]
 pub(super) fn parse_heap2(info: u8, mut cursor: Cursor<'_>) -> Result<Action<'_>, Error> {
     Ok(match info & KIND_MASK {
-        0x50 => {
+        MULTI_INSERT => {
             cursor.u16("flags")?;
             Action::MultiInsert {
                 rows: cursor.u16("number of rows")?,

@@ -14,8 +14,10 @@
 //! | that | main data |
 
 mod action;
+mod class_row;
 mod dropped;
 mod files;
+mod glance;
 mod heap;
 mod names;
 mod standby;
@@ -24,7 +26,9 @@ mod xact;
 mod xlog;
 
 pub use action::Action;
+pub use class_row::ClassRow;
 pub use dropped::DroppedStatistics;
+pub use glance::{Glance, RowChange};
 pub use names::{record_kind_name, resource_manager_name};
 pub use standby::{ExclusiveLock, Invalidation, RunningTransactions};
 pub use transaction::{OriginPosition, PreparedTransaction, TransactionEnd};

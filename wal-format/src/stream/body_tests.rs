@@ -1,6 +1,6 @@
 //! Bodies of records: the same in any cut, and what they say is what was written.
 
-use super::{DecoderConfig, WalDecoder};
+use super::{Decoded, DecoderConfig, WalDecoder};
 use crate::testing::{TestBlock, WalBuilder, encode_body, main_data};
 use crate::{
     Action, BlockReference, Error, Fork, ImageCompression, Lsn, Major, RelationLocator,
@@ -42,12 +42,14 @@ fn seen_in(bytes: &[u8], pieces: &[usize]) -> (Vec<Step>, Vec<Result<Seen, Error
     let mut rest = bytes;
     for &piece in pieces.iter().cycle() {
         let (now, later) = rest.split_at(piece.min(rest.len()));
-        decoder.push_records(now, |step, body| {
-            assert_eq!(body.is_some(), matches!(step, Step::Record(_)));
-            if let (Step::Record(record), Some(body)) = (&step, body) {
+        decoder.push_records(now, |decoded| {
+            if let Decoded::Record(record, body) = &decoded {
+                let body = body.unwrap();
                 assert_eq!(body.header(), &record.header);
                 seen.push(body.parse().map(|parts| {
                     assert_eq!(parts.first_block(), parts.blocks().next());
+                    let first = parts.first_block().map(|block| block.relation);
+                    assert_eq!(body.first_relation(), first);
                     Seen {
                         start: record.start,
                         blocks: parts.blocks().collect(),
@@ -59,7 +61,7 @@ fn seen_in(bytes: &[u8], pieces: &[usize]) -> (Vec<Step>, Vec<Result<Seen, Error
                     }
                 }));
             }
-            steps.push(step);
+            steps.push(decoded.into_step());
         });
         rest = later;
         if rest.is_empty() {
@@ -247,8 +249,8 @@ fn a_record_begun_without_bodies_ends_without_one() {
     let (before, after) = wal.bytes().split_at(200);
     decoder.push(before, |_| {});
     let mut bodies = Vec::new();
-    decoder.push_records(after, |step, body| {
-        if let Step::Record(_) = step {
+    decoder.push_records(after, |decoded| {
+        if let Decoded::Record(_, body) = decoded {
             bodies.push(body.map(|body| body.parse().unwrap().main_data().to_vec()));
         }
     });

@@ -15,7 +15,7 @@ use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use wal_format::{
-    BackupHistory, BackupLabel, ControlFile, DecoderConfig, Lsn, Major, SegmentName,
+    BackupHistory, BackupLabel, ControlFile, Decoded, DecoderConfig, Lsn, Major, SegmentName,
     SegmentScanner, SegmentSize, SegmentSummary, Step, TimelineHistory, TimelineId, WalDecoder,
     WalFileName, resource_manager_name, summarise_segment,
 };
@@ -195,10 +195,12 @@ fn check_timeline(
         // Pieces as they come from a server, of no particular size.
         for piece in bytes.chunks(100_003) {
             scanner.push(piece, |_| {});
-            decoder.push_records(piece, |step, body| match (&step, body) {
+            decoder.push_records(piece, |decoded| match decoded {
                 _ if stopped.is_some() => {}
-                (Step::Record(record), Some(body)) => ours.push(line_of(record, body)),
-                (Step::EndOfWal { .. } | Step::Invalid { .. }, _) => stopped = Some(step),
+                Decoded::Record(record, Some(body)) => ours.push(line_of(record, body)),
+                Decoded::Other(step @ (Step::EndOfWal { .. } | Step::Invalid { .. })) => {
+                    stopped = Some(step);
+                }
                 _ => {}
             });
         }
@@ -297,9 +299,9 @@ fn check_damage(
         scanner.push(&bytes, |_| {});
         let mut ours = Vec::new();
         let mut decoder = WalDecoder::new(config, *start).unwrap();
-        decoder.push_records(&bytes, |step, body| {
-            if let (Step::Record(record), Some(body)) = (step, body) {
-                ours.push(line_of(&record, body));
+        decoder.push_records(&bytes, |decoded| {
+            if let Decoded::Record(record, Some(body)) = decoded {
+                ours.push(line_of(record, body));
             }
         });
         assert_eq!(

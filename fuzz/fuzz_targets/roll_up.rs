@@ -1,0 +1,3 @@
+//! See the function of the same name in `repository::fuzzing`.
+#![no_main]
+libfuzzer_sys::fuzz_target!(|data: &[u8]| repository::fuzzing::roll_up(data));
