@@ -40,4 +40,4 @@ lint: ## Formatting, clippy and documentation, warnings are errors
 bench: ## Short benchmarks, as figures and as ratios to the bare libraries
 	scripts/setup test
 	scripts/sample-wal
-	WALDEN_CACHE_DIR=$(CACHE) $(CARGO) bench --workspace --bench seal --bench wal_scan --bench log --bench window --bench verify --bench commit_latency
+	WALDEN_CACHE_DIR=$(CACHE) $(CARGO) bench --workspace --bench seal --bench wal_scan --bench log --bench window --bench commit_latency

@@ -13,11 +13,7 @@
 #[expect(dead_code, reason = "the tests use the rest")]
 mod site;
 #[path = "../tests/it/support/mod.rs"]
-#[expect(
-    dead_code,
-    unused_imports,
-    reason = "shared with the integration tests, which use the rest"
-)]
+#[expect(dead_code, unused_imports, reason = "the tests use the rest")]
 mod support;
 
 use rustix::process::Signal;

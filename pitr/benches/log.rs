@@ -86,7 +86,7 @@ fn main() {
     let mut user = [0.0; 4];
     for _ in 0..TURNS {
         let runs = [
-            own(&scan),
+            own(scan),
             own(|| log(&mut answer)),
             of_child(&mut stats),
             of_child(&mut process),

@@ -99,9 +99,10 @@ async fn answer_history(
         object: WalFileName::History(timeline).to_string(),
         reason: "it is not the history with which the restore was planned".into(),
     };
-    // A restore that promotes asks for timelines that nobody has; with its plan carried out it may lose a repository over that.
-    let absence = match (scope, planned) {
-        (Some(_), None) => Absence::Likely,
+    // A restore that promotes asks for files that nobody has: that of timeline 1, and of timelines off the path. With its plan carried
+    // out it must not fail over a repository that no longer answers.
+    let absence = match (scope, planned.unwrap_or_default()) {
+        (Some(_), "") => Absence::Likely,
         _ => Absence::Proven,
     };
     let fits = |content: &[u8]| match planned {

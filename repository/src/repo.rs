@@ -420,3 +420,47 @@ fn absent<T>(result: Result<T>) -> Result<Option<T>> {
         Err(error) => Err(error),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ErrorClass;
+    use crate::sealed::{BufferPool, Compression, Facts, SealPolicy, Sealer};
+    use crate::store::StoreOptions;
+    use wal_format::TimelineId;
+
+    #[tokio::test]
+    async fn an_object_that_was_cut_off_is_not_taken_for_ours() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("file://{}", folder.path().display());
+        let store = Store::open(&url, StoreOptions::default()).unwrap();
+        let repository = Repository::new("test", store);
+        let key = ObjectKey::History {
+            cluster: "7412".parse().unwrap(),
+            timeline: TimelineId::new(2).unwrap(),
+        };
+        let policy = SealPolicy {
+            recipients: None,
+            compression: Compression::Lz4,
+            minimal_descriptor: false,
+        };
+        let facts = Facts {
+            key: key.clone(),
+            pg_version: 18,
+            wal: None,
+        };
+        let mut sealer = Sealer::new(policy, BufferPool::new(1));
+        let sealed = sealer
+            .seal(facts, b"1\t0/3000000\tno recovery target\n")
+            .unwrap();
+        assert_eq!(repository.put(&sealed).await.unwrap(), Stored::New);
+        assert_eq!(repository.put(&sealed).await.unwrap(), Stored::Already);
+
+        let path = folder.path().join(key.to_string());
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &bytes[..bytes.len() - 1]).unwrap();
+        let refused = repository.put(&sealed).await.unwrap_err();
+        assert_eq!(refused.class(), ErrorClass::Corrupt, "{refused}");
+        assert!(std::fs::read(&path).unwrap().len() < bytes.len());
+    }
+}

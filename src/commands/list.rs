@@ -39,6 +39,8 @@ struct Report {
     cluster: String,
     /// Others of the same system identifier: opened after a conflict, or before one.
     other_incarnations: Vec<String>,
+    /// Names of other configured repositories, of which nothing is said here.
+    other_repositories: Vec<String>,
     backups: Vec<Backup>,
     /// Labels that were begun and not finished, or are being made now.
     unfinished: Vec<String>,
@@ -89,6 +91,12 @@ pub(crate) async fn run(args: ListArgs, globals: &Globals) -> Result<ExitCode> {
     let report = Report {
         repository: repository.url().to_owned(),
         cluster: id.to_string(),
+        other_repositories: config
+            .repositories
+            .iter()
+            .filter(|one| one.name != repository.name())
+            .map(|one| one.name.clone())
+            .collect(),
         other_incarnations: others.map(|other| other.to_string()).collect(),
         backups,
         unfinished: survey
@@ -194,6 +202,13 @@ impl Report {
         }
         for gap in &self.gaps {
             text.push_str(&format!("gap: {gap}\n"));
+        }
+        if !self.other_repositories.is_empty() {
+            text.push_str(&format!(
+                "this is {} alone; --repository shows another one: {}\n",
+                self.repository,
+                self.other_repositories.join(", ")
+            ));
         }
         text
     }

@@ -242,6 +242,35 @@ mod tests {
         (xid, Change::End(end))
     }
 
+    #[test]
+    fn what_was_prepared_or_made_before_a_cut_is_joined() {
+        let mut swapped = end(10, true, vec![]);
+        let Change::End(ended) = &mut swapped.1 else {
+            panic!("an end")
+        };
+        ended.dropped_files = vec![file(2)];
+        let steps = [
+            (0, Change::NextXid(10)),
+            (10, Change::CreateFile(file(3))),
+            (10, Change::Prepared("two".into())),
+            (10, Change::Blocks(vec![file(3)])),
+            swapped,
+        ];
+        let check = |cuts: &[usize], is_unknown: bool, is_empty: bool| {
+            let past = history(&steps, cuts);
+            let ended = &past[0].ended;
+            assert_eq!(ended.record.gid.as_deref(), Some("two"), "{cuts:?}");
+            assert_eq!(ended.work.is_emptiness_unknown, is_unknown, "{cuts:?}");
+            assert_eq!(ended.work.files.has_empty(), is_empty, "{cuts:?}");
+        };
+        check(&[], false, false);
+        check(&[4], false, false);
+        // What was written into the file is in a stretch that does not know it: nobody may say that it is empty.
+        check(&[3], true, true);
+        check(&[2], true, true);
+        check(&[1], false, false);
+    }
+
     proptest! {
         /// However WAL is cut into stretches, the history is that of all of it in one.
         #[test]

@@ -91,7 +91,7 @@ fn one_repository_down_serves_and_proves_nothing_absent() {
     world.bucket.delete(&format!("{PREFIX}/{}", key(gone)));
     let output = hook.serves(gone);
     assert!(
-        output.stderr.contains("taken_from=second"),
+        output.stderr.contains(r#"taken_from="second""#),
         "{}",
         output.stderr
     );

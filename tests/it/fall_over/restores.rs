@@ -71,7 +71,7 @@ fn a_restore_goes_on_when_its_first_repository_dies() {
     assert!(!parts.iter().any(is_part), "{parts:?}");
     let hooks = World::hooks_said(&restored);
     assert!(
-        hooks.contains("a repository does not answer") && hooks.contains("taken_from=second"),
+        hooks.contains("a repository does not answer") && hooks.contains(r#"taken_from="second""#),
         "{hooks}\n{}",
         output.stderr
     );
@@ -134,7 +134,7 @@ fn what_is_damaged_or_missing_in_one_comes_from_the_other_and_is_said() {
             line.contains("taken from another repository") && line.contains(&name(path))
         });
         let line = line.unwrap_or_else(|| panic!("{}: {hooks}", name(path)));
-        assert!(line.contains("taken_from=second"), "{line}");
+        assert!(line.contains(r#"taken_from="second""#), "{line}");
     }
     World::end(&restored);
     drop(restored);

@@ -79,7 +79,7 @@ impl World {
         running.wait_for_more(20, DEADLINE);
         self.server.psql(&format!(
             "create table if not exists filler (text text);
-             insert into filler select (select string_agg(md5(random()::text || n), '') from generate_series(1, 60))
+             insert into filler select (select string_agg(md5(n::text || m::text), '') from generate_series(1, 60) m)
              from generate_series(1, {rows}) n"
         ));
         running.wait_for_more(20, DEADLINE);

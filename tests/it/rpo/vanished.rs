@@ -121,8 +121,8 @@ impl Archive {
         }
     }
 
-    /// No new object gets a name there any more.
-    fn fail(&self) {
+    /// With a mode of 0500 no new object gets a name there any more.
+    fn set_mode(&self, mode: u32) {
         let mut folders = Vec::from_iter(self.failing.clone());
         while let Some(folder) = folders.pop() {
             let inside = fs::read_dir(&folder).expect("list a folder");
@@ -131,7 +131,7 @@ impl Archive {
                     .map(|entry| entry.expect("list a folder").path())
                     .filter(|path| path.is_dir()),
             );
-            fs::set_permissions(&folder, fs::Permissions::from_mode(0o500)).expect("set a mode");
+            fs::set_permissions(&folder, fs::Permissions::from_mode(mode)).expect("set a mode");
         }
     }
 }
@@ -180,6 +180,10 @@ impl Round<'_> {
             .walden
             .run(["backup", "--fast-checkpoint"])
             .expect_success();
+        if ack.is_some() {
+            // Whichever of them the backup was written to.
+            archive.walden.run(["copy", "near", "far"]).expect_success();
+        }
         if rpo == "sync" {
             wait_until_synchronous(&server);
         }
@@ -190,7 +194,7 @@ impl Round<'_> {
         };
         let clients = Committers::start(&server, seed, work);
         clients.wait_for_each(LEAST_STEPS, DEADLINE);
-        archive.fail();
+        archive.set_mode(0o500);
         std::thread::sleep(Duration::from_millis(
             load.0 + random.below(load.1 - load.0),
         ));
@@ -212,6 +216,8 @@ impl Round<'_> {
             None => verdicts.max_by_key(lost),
         };
         let verdicts = verdicts.expect("a repository");
+        // Else only root could remove it.
+        archive.set_mode(0o750);
         let (_, log) = run.printed();
         if matches!(fate, Fate::Survives) {
             terminate(run);
