@@ -310,7 +310,7 @@ pub(crate) fn judge(
             format!("the repository cannot be asked: {why}"),
         ),
         Ok(stored) => {
-            for gap in &stored.gaps {
+            for gap in stored.gaps.iter().filter(|gap| !gap.acknowledged) {
                 add(
                     "gap",
                     ExitCode::Integrity,
@@ -517,8 +517,12 @@ mod tests {
             first_missing: "x".into(),
             segments: 1,
             recorded: true,
+            acknowledged: false,
             text: "x".into(),
         }];
+        let mut known = bare.clone();
+        known.gaps[0].acknowledged = true;
+        assert_eq!(sides(Ok(&server(5 << 20)), Ok(&known)), [("backup", 3)]);
         let problems = judge(Ok(&server(5 << 20)), Ok(&bare), 7, "walden");
         assert_eq!(problems.len(), 2);
         let mut invalid = stored(5 << 20);

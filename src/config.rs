@@ -5,6 +5,7 @@
 //! does not fetch secrets.
 
 mod edit;
+mod guard;
 mod locate;
 mod reader;
 mod render;
@@ -30,6 +31,7 @@ use crate::redact;
 use crate::units::{exact_duration, parse_duration};
 use reader::{At, Complaint, Table};
 
+pub(crate) use guard::{Backup, DiskGuard};
 pub(crate) use locate::Caller;
 #[cfg(test)]
 pub(crate) use repository::Credentials;
@@ -55,6 +57,8 @@ pub(crate) struct Config {
     pub(crate) postgres: Postgres,
     /// `[archive]`
     pub(crate) archive: Archive,
+    /// `[backup]`
+    pub(crate) backup: Backup,
     /// `[restore]`
     pub(crate) restore: Restore,
     /// `[encryption]`, or `encryption = "none"`; `None` only if there is no file and no identity was given.
@@ -93,6 +97,8 @@ pub(crate) struct Archive {
     pub(crate) compression: Compression,
     /// Whether checksums of plain bytes are left out of descriptors and `backup.json`: they let a guess of the contents be confirmed.
     pub(crate) minimal_descriptor: bool,
+    /// How much WAL the slot may keep on the server; `None`: nobody looks.
+    pub(crate) disk_guard: Option<DiskGuard>,
 }
 
 /// How WAL is fetched back.
@@ -169,6 +175,7 @@ impl Default for Archive {
             on_invalid: OnInvalid::StoreAndReport,
             compression: Compression::Lz4,
             minimal_descriptor: false,
+            disk_guard: None,
         }
     }
 }
@@ -262,6 +269,10 @@ impl Config {
                 None => Postgres::default(),
             };
             let archive = top.table("archive")?;
+            let backup = match top.table("backup")? {
+                Some(table) => Backup::read(table)?,
+                None => Backup::default(),
+            };
             let restore = match top.table("restore")? {
                 Some(table) => Restore::read(table)?,
                 None => Restore::default(),
@@ -277,6 +288,7 @@ impl Config {
                 file: Some(path.to_owned()),
                 postgres,
                 archive,
+                backup,
                 restore,
                 encryption: Some(encryption),
                 repositories,
@@ -301,6 +313,7 @@ impl Config {
             file: None,
             postgres: Postgres::default(),
             archive: Archive::default(),
+            backup: Backup::default(),
             restore: Restore::default(),
             encryption: None,
             repositories: Vec::new(),
@@ -541,6 +554,9 @@ impl Archive {
         if let Some(choice) = table.string("descriptor")? {
             let words = [("full", false), ("minimal", true)];
             archive.minimal_descriptor = word(&choice, "descriptor", &words)?;
+        }
+        if let Some(inner) = table.table("disk_guard")? {
+            archive.disk_guard = Some(DiskGuard::read(inner)?);
         }
         table.finish()?;
         Ok(archive)

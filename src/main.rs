@@ -22,6 +22,7 @@ mod restore_run;
 mod server_check;
 mod setup;
 mod shutdown;
+mod slot_state;
 mod sources;
 mod units;
 mod usage;
@@ -77,6 +78,7 @@ async fn dispatch(command: Command, globals: &Globals) -> Result<ExitCode> {
     match command {
         Command::Init(args) => commands::init::run(args, globals).await,
         Command::Config(args) => commands::config::run(args, globals).await,
+        Command::Gap(args) => commands::gap::run(*args, globals).await,
         Command::List(args) => commands::list::run(args, globals).await,
         Command::Log(args) => commands::log::run(*args, globals).await,
         Command::Window(args) => commands::window::run(args, globals).await,

@@ -484,6 +484,7 @@ mod tests {
                 first_missing: "x".into(),
                 segments: 1,
                 recorded: false,
+                acknowledged: false,
                 text: "WAL from <5> to 6".into(),
             }],
             timelines: vec![TimelineBranch {

@@ -94,6 +94,8 @@ pub(crate) struct Gap {
     pub(crate) segments: u64,
     /// The server no longer had it: `walden run` recorded that. Else it may still come.
     pub(crate) recorded: bool,
+    /// Somebody knows of it: it is no alarm any more.
+    pub(crate) acknowledged: bool,
     #[serde(skip)]
     pub(crate) text: String,
 }
@@ -107,6 +109,7 @@ impl From<&Hole> for Gap {
             first_missing: hole.first_missing.to_string(),
             segments: hole.segments,
             recorded: hole.recorded,
+            acknowledged: hole.acknowledged,
             text: hole.to_string(),
         }
     }

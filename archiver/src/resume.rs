@@ -2,6 +2,7 @@
 //!
 //! Pure. Streaming always starts at the first byte of a segment, so that every segment is assembled and validated whole.
 
+use repository::catalog::GapRange;
 use wal_format::{Lsn, SegmentSize, TimelineHistory, TimelineId};
 
 /// What the server says of itself.
@@ -134,6 +135,36 @@ pub fn plan_resume(
     }
 }
 
+/// What is missing if a stream that was to go on at `from` on `timeline` goes on at `next` instead: a stretch for each timeline of the
+/// server's history on the way, the first from `from`, each other from the start of the segment in which its timeline begins.
+#[must_use]
+pub fn missing_between(
+    size: SegmentSize,
+    history: &TimelineHistory,
+    timeline: TimelineId,
+    from: Lsn,
+    next: ResumePoint,
+) -> Vec<GapRange> {
+    let (mut timeline, mut from) = (timeline, from);
+    let mut missing = Vec::new();
+    loop {
+        let switch_point = match timeline == next.timeline {
+            true => None,
+            false => history.switch_point(timeline),
+        };
+        // The child's first segment repeats the parent's bytes.
+        let to = switch_point.map_or(next.start, |at| at.min(next.start));
+        if from < to {
+            missing.push(GapRange { timeline, from, to });
+        }
+        let child = switch_point.map(|at| (history.timeline_at(at), at));
+        let Some((child, at)) = child.filter(|(child, _)| *child > timeline) else {
+            return missing;
+        };
+        (timeline, from) = (child, size.start(size.segment(at)));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -236,6 +267,44 @@ mod tests {
             resume(&server, Some((1, "0/3000001"))),
             Err(ResumeConflict::StandbyBehind { .. })
         ));
+    }
+
+    #[test]
+    fn what_is_missing_is_named_for_each_timeline_on_the_way() {
+        let history = "1\t0/3000500\tfirst\n2\t0/5000500\tsecond\n";
+        let history = TimelineHistory::parse(timeline(3), history.as_bytes()).unwrap();
+        let missing = |first: u32, from: &str, next: u32, start: &str| {
+            let next = ResumePoint {
+                timeline: timeline(next),
+                start: lsn(start),
+            };
+            let size = SegmentSize::DEFAULT;
+            let missing = missing_between(size, &history, timeline(first), lsn(from), next);
+            let text = |gap: GapRange| format!("{}: {} to {}", gap.timeline, gap.from, gap.to);
+            missing.into_iter().map(text).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            missing(3, "0/6000077", 3, "0/8000000"),
+            ["3: 0/6000077 to 0/8000000"]
+        );
+        assert_eq!(
+            missing(1, "0/1000000", 3, "0/7000000"),
+            [
+                "1: 0/1000000 to 0/3000500",
+                "2: 0/3000000 to 0/5000500",
+                "3: 0/5000000 to 0/7000000"
+            ]
+        );
+        // It goes on in the segment in which the timeline switched.
+        assert_eq!(
+            missing(1, "0/1000000", 2, "0/3000000"),
+            ["1: 0/1000000 to 0/3000000"]
+        );
+        assert_eq!(
+            missing(1, "0/1000000", 1, "0/3000000"),
+            ["1: 0/1000000 to 0/3000000"]
+        );
+        assert_eq!(missing(3, "0/7000000", 3, "0/7000000"), [""; 0]);
     }
 
     #[test]

@@ -350,7 +350,8 @@ impl WalMap<'_> {
     /// once. That only a part of a segment is there is none before a later one is sealed: the rest may be on its way.
     fn holes(&self) -> Vec<Hole> {
         let size = self.size();
-        let hole = |timeline, from: Lsn, to: Lsn, recorded| Hole {
+        let catalog = self.evidence.catalog;
+        let hole = |timeline, from: Lsn, to: Lsn, recorded: Option<GapRange>| Hole {
             timeline,
             from,
             to,
@@ -358,13 +359,12 @@ impl WalMap<'_> {
             segments: (size.segment_before(to).as_u64())
                 .saturating_sub(size.segment(from).as_u64())
                 .saturating_add(1),
-            recorded,
+            recorded: recorded.is_some(),
+            acknowledged: recorded.is_some_and(|gap| catalog.acknowledged.contains(&gap)),
         };
-        let gaps = &self.evidence.catalog.gaps;
-        let recorded: Vec<Hole> = gaps
-            .iter()
-            .filter(|gap| gap.from < gap.to && !self.is_filled(gap))
-            .map(|gap| hole(gap.timeline, gap.from, gap.to, true))
+        let open = catalog.open_gaps(size).into_iter();
+        let recorded: Vec<Hole> = open
+            .map(|(gap, recorded)| hole(gap.timeline, gap.from, gap.to, Some(recorded)))
             .collect();
         let mut holes: BTreeSet<Hole> = recorded.iter().cloned().collect();
         for (timeline, stretches) in &self.stretches {
@@ -378,13 +378,17 @@ impl WalMap<'_> {
                     true => size.start(stretch.next.next()),
                     false => stretch.end,
                 };
-                let to = size.start(to);
-                let is_known = recorded
-                    .iter()
-                    .any(|gap| gap.timeline == *timeline && gap.from <= from && gap.to >= to);
-                if from < to && !is_known {
-                    holes.insert(hole(*timeline, from, to, false));
-                }
+                let stretch = GapRange {
+                    timeline: *timeline,
+                    from,
+                    to: size.start(to),
+                };
+                let unrecorded = catalog.unrecorded_in(stretch);
+                holes.extend(
+                    unrecorded
+                        .iter()
+                        .map(|left| hole(*timeline, left.from, left.to, None)),
+                );
             }
         }
         holes.into_iter().collect()
@@ -395,22 +399,6 @@ impl WalMap<'_> {
         let later = self.name(timeline, number.next());
         self.objects(timeline)
             .is_some_and(|objects| objects.segments.range(later..).next().is_some())
-    }
-
-    fn is_filled(&self, gap: &GapRange) -> bool {
-        let Some(objects) = self.objects(gap.timeline) else {
-            return false;
-        };
-        // Walks at most over what is stored, whatever range the gap's name claims.
-        let mut number = self.size().segment(gap.from);
-        while self.size().start(number) < gap.to {
-            let name = self.name(gap.timeline, number);
-            if !objects.segments.contains_key(&name) {
-                return false;
-            }
-            number = number.next();
-        }
-        true
     }
 
     fn nodes(&self) -> Vec<TimelineNode> {

@@ -205,6 +205,8 @@ pub struct Hole {
     pub segments: u64,
     /// The server no longer had it: `walden run` recorded that. Else it may still come.
     pub recorded: bool,
+    /// Somebody knows of it and has said why it may stay.
+    pub acknowledged: bool,
 }
 
 /// A timeline.
@@ -350,10 +352,10 @@ impl fmt::Display for End {
 
 impl fmt::Display for Hole {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let what = if self.recorded {
-            "the server had removed it"
-        } else {
-            "not stored"
+        let what = match (self.recorded, self.acknowledged) {
+            (_, true) => "lost and acknowledged",
+            (true, false) => "the server had removed it",
+            (false, false) => "not stored",
         };
         write!(
             f,

@@ -64,7 +64,7 @@ struct Backup {
     window: Option<Window>,
 }
 
-/// Lists; ends with 3 if there are gaps.
+/// Lists; ends with 3 if there are gaps that nobody has acknowledged.
 pub(crate) async fn run(args: ListArgs, globals: &Globals) -> Result<ExitCode> {
     let overrides = Overrides {
         repository: args.source.repository(),
@@ -111,7 +111,7 @@ pub(crate) async fn run(args: ListArgs, globals: &Globals) -> Result<ExitCode> {
     globals.output.print("walden.list", &report, || {
         report.to_text(globals.output.color)
     })?;
-    Ok(if report.gaps.is_empty() {
+    Ok(if report.gaps.iter().all(|gap| gap.acknowledged) {
         ExitCode::Done
     } else {
         ExitCode::Warnings

@@ -6,6 +6,7 @@ pub(crate) mod archive_push;
 pub(crate) mod backup;
 pub(crate) mod config;
 pub(crate) mod copy;
+pub(crate) mod gap;
 pub(crate) mod init;
 pub(crate) mod list;
 pub(crate) mod log;

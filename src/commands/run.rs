@@ -1,10 +1,13 @@
 //! `walden run`: receives WAL continuously. Receiving itself is `archiver::receive`.
 
 use anyhow::{Context, Result};
-use archiver::receive::{self, Receiver, ReceiverConfig, segments_in_flight};
+use archiver::base_backup::{self, BackupOptions, BackupRequest};
+use archiver::receive::{self, Received, Receiver, ReceiverConfig, TakeBackup, segments_in_flight};
+use archiver::replication::ConnectionInfo;
 use archiver::upload::Uploader;
 use clap::Args;
 use repository::Repository;
+use repository::cluster::ClusterDocument;
 
 use super::Globals;
 use crate::cli::ServerArgs;
@@ -13,6 +16,7 @@ use crate::exit_code::ExitCode;
 use crate::failure::Advise;
 use crate::open;
 use crate::shutdown::{GRACE, Shutdown};
+use crate::slot_state;
 
 /// Receive WAL from the server and store it, until stopped
 ///
@@ -33,7 +37,7 @@ pub(crate) struct RunArgs {
     pub(crate) server: ServerArgs,
 }
 
-/// Runs until a signal, and ends with 3 if WAL came that is not valid; an error is one that only a human can settle.
+/// Runs until a signal, and ends with 3 if WAL came that is not valid, or was lost; an error is one that only a human can settle.
 pub(crate) async fn run(args: RunArgs, globals: &Globals) -> Result<ExitCode> {
     let overrides = Overrides {
         conninfo: args.server.conninfo,
@@ -58,7 +62,16 @@ pub(crate) async fn run(args: RunArgs, globals: &Globals) -> Result<ExitCode> {
         "walden run starts"
     );
     let (ack, policy) = (config.archive.ack, open::seal_policy(&config)?);
-    let uploader = Uploader::mirrored(repositories, ack, policy, in_flight + 1);
+    let uploader = |buffers| Uploader::mirrored(repositories.clone(), ack, policy.clone(), buffers);
+    let take_backup = config.backup.on_gap.then(|| {
+        backup_on_gap(
+            connection.clone(),
+            uploader(base_backup::UPLOAD_BUFFERS),
+            cluster.clone(),
+            config.postgres.slot.clone(),
+        )
+    });
+    let uploader = uploader(in_flight + 1);
     let receiver = ReceiverConfig {
         connection,
         slot: config.postgres.slot.clone(),
@@ -72,20 +85,69 @@ pub(crate) async fn run(args: RunArgs, globals: &Globals) -> Result<ExitCode> {
             OnInvalid::StoreAndReport => receive::OnInvalid::StoreAndReport,
             OnInvalid::Refuse => receive::OnInvalid::Refuse,
         },
+        disk_guard: config.archive.disk_guard.map(slot_state::limits),
+        take_backup,
     };
     let stop = Shutdown::on_signals(GRACE)?.channel();
     let received = Receiver::new(receiver, uploader, stop)?.run().await;
     let next = received.as_ref().err().and_then(next_step);
     let received = received.context("receive WAL");
-    let invalid = match next {
+    let received = match next {
         Some(next) => received.hint(next)?,
         None => received?,
     };
-    let Some(at) = invalid else {
-        return Ok(ExitCode::Done);
-    };
-    tracing::error!(%at, "WAL that is not valid was stored: recovery ends there; take a new base backup (walden backup)");
-    Ok(ExitCode::Warnings)
+    if let Some(at) = received.first_invalid {
+        tracing::error!(%at, "WAL that is not valid was stored: recovery ends there; take a new base backup (walden backup)");
+    }
+    if received.gaps_recorded > 0 {
+        tracing::error!(
+            gaps = received.gaps_recorded,
+            "WAL was lost: see `walden gap list`"
+        );
+    }
+    Ok(match received {
+        Received {
+            first_invalid: None,
+            gaps_recorded: 0,
+        } => ExitCode::Done,
+        _ => ExitCode::Warnings,
+    })
+}
+
+/// Takes a base backup as `walden backup` does, beside receiving. It begins at once: until it is there, what is written cannot be restored.
+fn backup_on_gap(
+    server: ConnectionInfo,
+    uploader: Uploader,
+    cluster: ClusterDocument,
+    slot: String,
+) -> TakeBackup {
+    TakeBackup::new(move |mut stop| {
+        let (server, uploader) = (server.clone(), uploader.clone());
+        let (cluster, slot) = (cluster.clone(), slot.clone());
+        async move {
+            let request = BackupRequest {
+                server: &server,
+                uploader: &uploader,
+                cluster: &cluster,
+                slot: &slot,
+                options: BackupOptions {
+                    fast_checkpoint: true,
+                    ..BackupOptions::default()
+                },
+                now: jiff::Timestamp::now,
+                random: base_backup::draw_random()?,
+            };
+            let stopped = async move {
+                // Its sender lives as long as the process.
+                drop(stop.wait_for(|stop| *stop).await);
+            };
+            let taken = base_backup::take(&request, &|_| {}, stopped).await?;
+            for warning in &taken.names.warnings {
+                tracing::warn!("base backup: {warning}");
+            }
+            Ok(taken.descriptor.label)
+        }
+    })
 }
 
 /// What helps where a server does not fit what is stored.

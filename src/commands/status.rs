@@ -16,12 +16,14 @@ use crate::exit_code::ExitCode;
 use crate::failure::Failure;
 use crate::left_behind::{self, LeftBehind};
 use crate::open;
+use crate::slot_state;
 use crate::units::{ByteSize, human_duration};
 use crate::windows::{Gap, Point};
 
 /// Show how far WAL is received and stored, the lag, the slot and any gaps
 ///
-/// Asks the server and the repository. A gap, or WAL that the server no longer keeps, shows in the exit code.
+/// Asks the server and the repository. A gap that nobody has acknowledged (walden gap), or WAL that the server no longer keeps, shows in the
+/// exit code.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -182,6 +184,10 @@ pub(crate) async fn run(args: StatusArgs, globals: &Globals) -> Result<ExitCode>
         judge_mirrors(&mirrors, best, config.archive.ack, &mut problems);
     }
     let (server, stored) = (server.ok(), stored.ok());
+    let guard = config.archive.disk_guard;
+    let disk = server.as_ref();
+    problems.extend(disk.and_then(|server| slot_state::judge_disk(server, guard)));
+    problems.extend(stored.as_ref().and_then(slot_state::judge_behind_gap));
     let both = server.as_ref().zip(stored.as_ref());
     let left_behind = match &both {
         Some((server, _)) => {
@@ -428,6 +434,9 @@ impl Report {
                     "reachable   {} to {}",
                     reachable.from, reachable.to
                 ));
+            }
+            for gap in stored.gaps.iter().filter(|gap| gap.acknowledged) {
+                lines.push(format!("gap         {gap}"));
             }
         }
         if let Some(bytes) = self.lag_bytes {

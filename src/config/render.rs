@@ -39,6 +39,7 @@ impl Config {
         }
         self.render_postgres(&mut out);
         self.archive.render(&mut out);
+        self.backup.render(&mut out);
         if self.restore != Restore::default() {
             out.push_str(
                 "[restore]\n# How long archive-get asks again while the store fails, before recovery stops.\n",
@@ -120,7 +121,9 @@ impl Config {
                 "on_invalid": self.archive.on_invalid.to_text(),
                 "compression": compression_to_text(self.archive.compression),
                 "descriptor": self.archive.descriptor_to_text(),
+                "disk_guard": self.archive.disk_guard.map(super::DiskGuard::to_json),
             },
+            "backup": { "on_gap": self.backup.on_gap },
             "restore": { "patience": exact_duration(self.restore.patience) },
             "encryption": match &self.encryption {
                 Some(Encryption::None) => json!("none"),
@@ -188,6 +191,9 @@ impl Archive {
         if self.minimal_descriptor {
             out.push_str("# Without checksums of plain bytes, with which a guess of the contents could be confirmed.\n");
             line(out, "descriptor", &quote(self.descriptor_to_text()));
+        }
+        if let Some(guard) = self.disk_guard {
+            guard.render(out);
         }
         out.push('\n');
     }

@@ -94,7 +94,10 @@ fn what_is_rendered_reads_back_equal() {
         + "endpoint = 'https://s3.example:8333'\nregion = 'eu-1'\npath_style = true\nca_file = 'ca.pem'\n\
            access_key = 'env:K'\nsecret_key = 'file:s'\n";
     let patient = format!("{SMALLEST}[restore]\npatience = '1h30m'\n");
-    for text in [EXAMPLE, SMALLEST, &many, &patient] {
+    let guarded =
+        format!("{SMALLEST}[archive]\ndisk_guard = {{ warn = '10GB' }}\n[backup]\non_gap = true\n");
+    let dropping = format!("{SMALLEST}[archive]\ndisk_guard = {{ drop_slot = '50GB' }}\n");
+    for text in [EXAMPLE, SMALLEST, &many, &patient, &guarded, &dropping] {
         let config = parse(text).unwrap();
         let rendered = config.to_toml();
         assert_eq!(
@@ -564,5 +567,29 @@ fn both_callers_read_the_file_that_is_named() {
         globals.load_hook_config(&Overrides::default()),
     ] {
         assert_eq!(config.unwrap().file.as_deref(), Some(path.as_path()));
+    }
+}
+
+#[test]
+fn the_disk_guard_never_drops_the_slot_unless_told_to() {
+    let archive = |guard: &str| format!("{SMALLEST}[archive]\ndisk_guard = {guard}\n");
+    let guard = |text: &str| parse(&archive(text)).unwrap().archive.disk_guard.unwrap();
+    let warn = guard("{ warn = '10GB' }");
+    assert_eq!((warn.warn.bytes(), warn.drop_slot), (10_000_000_000, None));
+    let both = guard("{ warn = '10GiB', drop_slot = '50GiB' }");
+    assert_eq!(both.drop_slot.map(|size| size.bytes()), Some(50 << 30));
+    let drop = guard("{ drop_slot = '50GiB' }");
+    assert_eq!(drop.warn.bytes(), 25 << 30, "said in time");
+    assert_eq!(parse(SMALLEST).unwrap().archive.disk_guard, None);
+    assert!(!parse(SMALLEST).unwrap().backup.on_gap);
+    let line = Some(SMALLEST.lines().count() + 2);
+    for (bad, message) in [
+        ("{}", "`disk_guard` is"),
+        ("{ warn = '10GB', drop_slot = '10GB' }", "more than `warn`"),
+        ("{ drop_slot = '10kB' }", "at least 1MiB"),
+        ("{ drop_slot = 'much' }", "not a size"),
+        ("{ drop = '10GB' }", "drop"),
+    ] {
+        refused(&archive(bad), line, message, "");
     }
 }

@@ -8,6 +8,7 @@ mod demo;
 mod failover;
 mod fall_over;
 mod faults;
+mod gaps;
 mod init;
 mod invalid_wal;
 mod list_status;

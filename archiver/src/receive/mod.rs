@@ -2,27 +2,32 @@
 //!
 //! Owns sessions: connecting, checking that the server is the right one, finding where to go on, following timelines, and going on
 //! after every failure that time can heal. Does not own the loop over one timeline's bytes (`stream.rs`), what the server is told
-//! (`progress.rs`) or where to resume (`resume.rs`).
+//! (`progress.rs`), where to resume (`resume.rs`), the slot and what is lost with it (`slot.rs`, `gap.rs`, `disk_guard.rs`), or which base
+//! backup is wanted (`backup_wanted.rs`).
 
+mod backup_wanted;
+mod disk_guard;
 mod fill;
+mod gap;
 mod hosts;
 mod lanes;
 mod roll_up;
+mod slot;
 mod standby_slots;
 mod stream;
 mod survey;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use repository::cluster::ClusterDocument;
-use repository::key::{self, ClusterId, ObjectKey};
+use repository::key::{ClusterId, ObjectKey};
 use repository::sealed::Facts;
 use repository::wal::lineage;
 use repository::{ErrorClass, Repository, catalog::Catalog};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use wal_format::{
     DecoderConfig, Lsn, Major, SegmentName, SegmentSize, TimelineHistory, TimelineId,
@@ -40,14 +45,17 @@ use crate::server_identity::check_identity;
 use crate::upload::{Uploader, error_text};
 use crate::{Error, Result};
 
+pub use self::backup_wanted::TakeBackup;
+pub use self::disk_guard::{Danger, DiskGuard, KeptWal};
+
 /// First wait before connecting again.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 /// Longest wait before connecting again.
 const LONGEST_WAIT: Duration = Duration::from_secs(15);
 /// How long another connection may hold the slot: a server notices a dead client only after `wal_sender_timeout`.
 const SLOT_PATIENCE: Duration = Duration::from_secs(90);
-/// How often a missing base backup is spoken of.
-const BACKUP_REMINDER: Duration = Duration::from_secs(600);
+/// How long a base backup that was begun beside receiving may take to end when we stop.
+const BACKUP_GRACE: Duration = Duration::from_secs(1);
 /// How long repositories of which none has all that the others have may take to agree.
 const FILL_PATIENCE: Duration = Duration::from_secs(60);
 /// What plain segments, their sealed forms and tail chunks may take together.
@@ -88,6 +96,19 @@ pub struct ReceiverConfig {
     pub rpo: Rpo,
     /// What happens to invalid WAL.
     pub on_invalid: OnInvalid,
+    /// How much WAL the slot may keep on the server; `None`: nobody looks.
+    pub disk_guard: Option<DiskGuard>,
+    /// Takes a base backup after WAL was lost; `None`: it is asked for.
+    pub take_backup: Option<TakeBackup>,
+}
+
+/// What a receiver has met when it ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Received {
+    /// The place of the first WAL that was not valid, if any was: it is stored and marked.
+    pub first_invalid: Option<Lsn>,
+    /// Gaps that it had to record.
+    pub gaps_recorded: u64,
 }
 
 /// Receives WAL. One for each cluster.
@@ -106,6 +127,13 @@ pub struct Receiver {
     first_invalid: Arc<AtomicU64>,
     /// One for each repository, once it runs.
     roll_ups: Vec<roll_up::RollUps>,
+    gaps_recorded: u64,
+    /// We dropped the slot because it kept too much: none is made before that is on record.
+    given_up: Option<disk_guard::GivenUp>,
+    /// Told each time WAL begins to arrive.
+    receiving: Arc<Notify>,
+    /// Whether the stream's socket stays unread, because more cannot be held.
+    is_paused: Arc<AtomicBool>,
 }
 
 /// Why a session ended without an error.
@@ -155,17 +183,28 @@ impl Receiver {
             slot_busy_since: None,
             first_invalid: Arc::default(),
             roll_ups: Vec::new(),
+            gaps_recorded: 0,
+            given_up: None,
+            receiving: Arc::default(),
+            is_paused: Arc::default(),
         })
     }
 
-    /// Receives until asked to stop. Connections that break are made again. Gives the place of the first WAL that was not valid, if any was:
-    /// it is stored and marked.
+    /// Receives until asked to stop. Connections that break are made again.
     ///
     /// # Errors
     /// What time does not heal: another server or a rolled-back one (`Conflict`), a broken format (`Corrupt`), and, before the first
     /// connection, settings that do not work (`Config`).
-    pub async fn run(mut self) -> Result<Option<Lsn>> {
-        let reminder = tokio::spawn(remind_of_backup(self.uploader.clone(), self.cluster));
+    pub async fn run(mut self) -> Result<Received> {
+        let backups = backup_wanted::Keeper {
+            repositories: self.uploader.repositories().to_vec(),
+            cluster: self.cluster,
+            size: self.size,
+            take: self.config.take_backup.clone(),
+            receiving: Arc::clone(&self.receiving),
+            stop: self.stop.clone(),
+        };
+        let mut backups = tokio::spawn(backups.keep());
         let mut keepers = Vec::new();
         for repository in self.uploader.repositories() {
             let repository = repository.clone();
@@ -175,20 +214,39 @@ impl Receiver {
         }
         let (fillers, _filling) = Fillers::start(&self.uploader, &self.config.cluster);
         let result = self.keep_receiving(&fillers).await;
-        reminder.abort();
         for keeper in keepers {
             keeper.abort();
         }
+        if tokio::time::timeout(BACKUP_GRACE, &mut backups)
+            .await
+            .is_err()
+        {
+            backups.abort();
+        }
         result?;
         let invalid = self.first_invalid.load(Ordering::Relaxed);
-        Ok((invalid > 0).then(|| Lsn::new(invalid)))
+        Ok(Received {
+            first_invalid: (invalid > 0).then(|| Lsn::new(invalid)),
+            gaps_recorded: self.gaps_recorded,
+        })
     }
 
     async fn keep_receiving(&mut self, fillers: &Fillers) -> Result<()> {
         let mut wait = FIRST_WAIT;
+        let disk = disk_guard::Watch::start(&self.config, Arc::clone(&self.is_paused));
         while !*self.stop.borrow() {
             let begun = Instant::now();
-            match self.session(fillers).await {
+            let ended = tokio::select! {
+                ended = Box::pin(self.session(fillers)) => ended,
+                // Cut off anywhere, a session is as good as a crash, which loses nothing.
+                alarm = disk.alarm() => {
+                    self.is_paused.store(false, Ordering::Relaxed);
+                    self.answer_alarm(&disk, alarm).await;
+                    continue;
+                }
+            };
+            self.is_paused.store(false, Ordering::Relaxed);
+            match ended {
                 Ok(SessionEnd::Stopped) => return Ok(()),
                 Ok(SessionEnd::ServerShutdown) => {
                     self.hosts.ended();
@@ -214,6 +272,7 @@ impl Receiver {
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 _ = stop.wait_for(|stop| *stop) => {}
+                alarm = disk.alarm() => self.answer_alarm(&disk, alarm).await,
             }
             wait = (wait * 2).min(LONGEST_WAIT);
         }
@@ -248,9 +307,15 @@ impl Receiver {
         let later = self.connected_once;
         let commits = CommitWatch::start(&mut connection, &info, wanted, later).await?;
         let mut histories = Histories::default();
+        if let Some(given_up) = self.given_up {
+            // While nothing can be stored, a new slot would only fill the server's disk again.
+            self.record_given_up(given_up).await?;
+        }
+        let mut slot = self.usable_slot(&mut connection).await?;
+        self.given_up = None;
         let timeline = identity.timeline;
         let mut server = self
-            .ask_position(&mut connection, identity, &mut histories)
+            .ask_position(&mut connection, identity, slot.restart_lsn, &mut histories)
             .await?;
         self.connected_once = true;
         let mut survey = self.survey().await?;
@@ -276,6 +341,7 @@ impl Receiver {
             stored_to = stored.map(|stored| stored.end.to_string()),
             "receiving WAL"
         );
+        self.warn_of_slot_ahead(self.size, server.restart_lsn, point);
         for left in left_behind(&server.history, &survey.union, self.size) {
             tracing::warn!(timeline = left.timeline.get(), from = %left.from, to = %left.to,
                 "WAL is stored that does not lead to this server: it stays, and restores with --timeline");
@@ -297,7 +363,18 @@ impl Receiver {
                 .await;
             let started = match started {
                 Err(error) if error.server_kind() == Some(ServerErrorKind::WalRemoved) => {
-                    point = self.record_gap(&server, point, stored, &error).await?;
+                    let story = slot.story.as_deref();
+                    point = self.record_gap(&server, point, story, &error).await?;
+                    continue;
+                }
+                // What `pg_replication_slots` could not tell us: from 18 on the server lets nobody stream with a slot that it has given up.
+                Err(error)
+                    if error.server_kind() == Some(ServerErrorKind::NotInPrerequisiteState)
+                        && slot.story.is_none() =>
+                {
+                    let why = format!("cannot be used any more: {}", error_text(&error));
+                    slot = self.remake_slot(&mut connection, &why).await?;
+                    server.restart_lsn = slot.restart_lsn;
                     continue;
                 }
                 started => started?,
@@ -309,6 +386,7 @@ impl Receiver {
                     switch_point,
                 } => (next_timeline, switch_point),
                 Started::Streaming => {
+                    self.receiving.notify_one();
                     let level = self.level(&mut survey, point, fillers).await?;
                     let fillers = fillers.clone();
                     let mirrors = stream::Mirrors { level, fillers };
@@ -339,7 +417,8 @@ impl Receiver {
                             if end != stored {
                                 return Err(error);
                             }
-                            point = self.record_gap(&server, point, stored, &error).await?;
+                            let story = slot.story.as_deref();
+                            point = self.record_gap(&server, point, story, &error).await?;
                             continue;
                         }
                         Err(error) => return Err(error),
@@ -369,27 +448,14 @@ impl Receiver {
         })
     }
 
-    /// Where the server is, its slot (made if it is missing), and its history, stored before any WAL of it.
+    /// Where the server is, and its history, stored before any WAL of it.
     async fn ask_position(
         &self,
         connection: &mut Connection,
         identity: SystemIdentity,
+        restart_lsn: Option<Lsn>,
         histories: &mut Histories,
     ) -> Result<ServerPosition> {
-        let slot = match connection.read_slot(&self.config.slot).await? {
-            Some(slot) => slot,
-            None => {
-                connection
-                    .create_physical_slot(&self.config.slot, true)
-                    .await?;
-                tracing::info!(slot = self.config.slot, "made the replication slot");
-                let slot = connection.read_slot(&self.config.slot).await?;
-                slot.unwrap_or(crate::replication::SlotPosition {
-                    restart_lsn: None,
-                    restart_timeline: None,
-                })
-            }
-        };
         self.store_history(connection, identity.timeline, histories)
             .await?;
         let history = match histories.contents.get(&identity.timeline) {
@@ -416,7 +482,7 @@ impl Receiver {
         Ok(ServerPosition {
             history,
             flush_lsn: identity.flush_lsn,
-            restart_lsn: slot.restart_lsn,
+            restart_lsn,
             is_standby: connection.parameter("in_hot_standby") == Some("on"),
         })
     }
@@ -543,52 +609,6 @@ impl Receiver {
         }
         Ok(stored)
     }
-
-    /// The server no longer has the WAL at `point`: records the hole and finds where it can go on.
-    async fn record_gap(
-        &self,
-        server: &ServerPosition,
-        point: ResumePoint,
-        stored: Option<RepositoryEnd>,
-        error: &Error,
-    ) -> Result<ResumePoint> {
-        // Tail chunks of the segment at `point` are there.
-        let stored = stored.filter(|stored| stored.timeline == point.timeline);
-        let from = stored.map_or(point.start, |stored| stored.end.max(point.start));
-        let next = server
-            .restart_lsn
-            .filter(|lsn| *lsn > from)
-            .unwrap_or(server.flush_lsn);
-        let next = ResumePoint {
-            timeline: server.history.timeline_at(next),
-            start: self.size.start(self.size.segment(next)),
-        };
-        if next.start <= from {
-            return Err(Error::Protocol {
-                during: "START_REPLICATION".into(),
-                reason: format!(
-                    "the server has removed WAL at {from}, where its slot or end says that it goes on"
-                ),
-            });
-        }
-        let key = ObjectKey::Gap {
-            cluster: self.cluster,
-            timeline: point.timeline,
-            from,
-            to: next.start,
-        };
-        let document = serde_json::json!({
-            "format": 1,
-            "timeline": point.timeline.get(),
-            "from": from.to_string(),
-            "to": next.start.to_string(),
-            "why": error_text(error),
-        });
-        self.uploader.put_json(&key, &document).await?;
-        tracing::error!(%from, to = %next.start, timeline = point.timeline.get(),
-            "GAP: the server has removed WAL that is not stored; restores cannot cross it: take a new base backup (walden backup)");
-        Ok(next)
-    }
 }
 
 /// Record starts that are stored.
@@ -612,7 +632,8 @@ impl Histories {
     }
 }
 
-/// Where the repository's WAL of the server's own path ends: before the first hole that the slot can still fill, else behind everything.
+/// Where the repository's WAL of the server's own path ends: before the first hole that the slot can still fill, else behind everything. A hole on
+/// record is none: the server has said that it does not have it.
 fn repository_end(
     catalog: &Catalog,
     size: SegmentSize,
@@ -628,32 +649,12 @@ fn repository_end(
     let hole = catalog
         .holes(timeline, size)
         .into_iter()
-        .find(|hole| fillable.is_some_and(|kept| hole.from >= kept));
+        .filter(|hole| fillable.is_some_and(|kept| hole.from >= kept))
+        .find_map(|hole| catalog.unrecorded_in(hole).first().copied());
     Some(RepositoryEnd {
         timeline,
         end: hole.map_or(end, |hole| hole.from),
     })
-}
-
-/// Says, until there is one, that WAL alone restores nothing.
-async fn remind_of_backup(uploader: Uploader, cluster: ClusterId) {
-    loop {
-        match uploader
-            .repository()
-            .list_below(cluster, &key::backups_prefix(cluster))
-            .await
-        {
-            Ok(catalog) if catalog.complete_backups().next().is_some() => return,
-            Ok(_) => tracing::warn!(
-                "no base backup yet: WAL alone restores nothing; take one with: walden backup"
-            ),
-            Err(error) => tracing::debug!(
-                error = error_text(&error),
-                "the list of backups could not be read"
-            ),
-        }
-        tokio::time::sleep(BACKUP_REMINDER).await;
-    }
 }
 
 #[cfg(test)]
@@ -669,23 +670,27 @@ mod tests {
     #[test]
     fn goes_back_to_a_hole_that_the_slot_can_fill() {
         let path = |n: u32| format!("7412/wal/00000001/00000000/0000000100000000{n:08X}.wal");
-        let catalog = Catalog::from_listing(
-            "7412".parse().unwrap(),
-            [1, 2, 4, 5, 7].map(|n| (path(n), 1)),
-        );
-        let end = |restart: Option<u64>| {
-            repository_end(
+        let mut listing: Vec<(String, u64)> =
+            [1, 2, 4, 5, 7].map(|n| (path(n), 1)).into_iter().collect();
+        let end_in = |listing: &[(String, u64)], restart: Option<u64>| {
+            let listing = listing.iter().map(|(path, size)| (path, *size));
+            let catalog = Catalog::from_listing("7412".parse().unwrap(), listing);
+            let end = repository_end(
                 &catalog,
                 SegmentSize::DEFAULT,
                 restart.map(Lsn::new),
                 |_| true,
-            )
-            .unwrap()
-            .end
+            );
+            end.unwrap().end
         };
+        let end = |restart| end_in(&listing, restart);
         assert_eq!(end(None), Lsn::new(8 << 24));
         assert_eq!(end(Some((3 << 24) + 77)), Lsn::new(3 << 24));
         assert_eq!(end(Some(4 << 24)), Lsn::new(6 << 24));
         assert_eq!(end(Some(7 << 24)), Lsn::new(8 << 24));
+        // What the server did not have is not asked for again; the next hole is.
+        let gap = "7412/gaps/00000001-0000000003000000-0000000004000000.json";
+        listing.push((gap.to_owned(), 1));
+        assert_eq!(end_in(&listing, Some(3 << 24)), Lsn::new(6 << 24));
     }
 }

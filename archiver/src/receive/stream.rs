@@ -9,7 +9,7 @@
 mod behind;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use repository::Stored;
@@ -27,7 +27,7 @@ use crate::assembler::{AssembledSegment, Assembler};
 use crate::progress::{Positions, positions};
 use crate::replication::{Connection, StatusUpdate, StreamEvent};
 use crate::tail::TailSchedule;
-use crate::upload::Uploader;
+use crate::upload::{Uploader, error_text};
 use crate::{Error, Result};
 
 /// Longest time without a status update.
@@ -132,6 +132,8 @@ struct Facets {
     stop: watch::Receiver<bool>,
     roll_ups: Vec<RollUps>,
     fillers: Fillers,
+    /// Whether the socket stays unread.
+    is_paused: Arc<AtomicBool>,
 }
 
 impl Streaming {
@@ -173,6 +175,7 @@ impl Streaming {
                 stop: receiver.stop.clone(),
                 roll_ups: receiver.roll_ups.clone(),
                 fillers,
+                is_paused: Arc::clone(&receiver.is_paused),
             },
             decoder,
             assembler,
@@ -252,6 +255,7 @@ impl Streaming {
         let stopping = self.stop_by.is_some();
         // While the store is slow the socket stays unread: the server keeps what we cannot hold.
         let may_read = !stopping && !self.lanes.is_full();
+        self.receiver.is_paused.store(!may_read, Ordering::Relaxed);
         let stop = &mut self.receiver.stop;
         tokio::select! {
             biased;

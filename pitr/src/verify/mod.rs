@@ -8,6 +8,7 @@ mod backups;
 mod decode;
 mod documents;
 mod finding;
+mod gaps;
 mod memory;
 mod open_wal;
 mod pages;
@@ -220,6 +221,7 @@ pub async fn verify(
             .is_ok_and(|key| survey.objects.contains_key(&key))
     });
     save(&job, memory, &mut notes);
+    let found = gaps::settle(found, &survey, &mut notes);
     let counts = reader.counts();
     notes.splice(0..0, trusted(&job, &counts));
     let (findings, findings_not_listed) = conclude(found, &survey);
