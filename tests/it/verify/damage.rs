@@ -352,6 +352,27 @@ fn sealed_anew() -> Vec<Damage> {
             },
         ),
         damage(
+            "a tail chunk that follows another record than the one before it, sealed anew",
+            "--presence",
+            |archive, copy| {
+                let newest = newest_chunk(archive, copy);
+                let segment = &newest[..newest.find('-').unwrap() - 9];
+                let key = copy
+                    .keys()
+                    .into_iter()
+                    .filter(|key| key.starts_with(&format!("{segment}.00000000-")))
+                    .max()
+                    .unwrap();
+                let (descriptor, plain) = archive.open(&key, copy.read(&key));
+                let mut wal = descriptor.wal.unwrap();
+                let before = wal.first_record_prev.unwrap().as_u64();
+                wal.first_record_prev = Some(Lsn::new(before - 8));
+                let first = wal.first_record;
+                copy.write(&key, &archive.seal(&key, Some(wal), &plain));
+                vec![(key, first)]
+            },
+        ),
+        damage(
             "a segment stored with its damage marked",
             "--presence",
             |archive, copy| {
