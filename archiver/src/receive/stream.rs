@@ -27,7 +27,7 @@ use crate::assembler::{AssembledSegment, Assembler};
 use crate::progress::{Positions, positions};
 use crate::replication::{Connection, StatusUpdate, StreamEvent};
 use crate::tail::TailSchedule;
-use crate::upload::{Uploader, error_text};
+use crate::upload::Uploader;
 use crate::{Error, Result};
 
 /// Longest time without a status update.
