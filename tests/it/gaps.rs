@@ -127,7 +127,13 @@ impl Archived {
 
     /// Writes until the server has removed the segment that follows what is stored, so that nothing but a gap is left.
     fn write_until_removed(&self) {
-        let next = self.site.size.segment(self.stored_end()).next();
+        let size = self.site.size;
+        self.write_until_removed_to(size.end(size.segment(self.stored_end())));
+    }
+
+    /// The same up to the segment of `lsn`.
+    fn write_until_removed_to(&self, lsn: Lsn) {
+        let next = self.site.size.segment(lsn);
         let name = SegmentName::new(FIRST, next, self.site.size).to_string();
         let file = self.server.wal_directory().join(name);
         wait_until("the server has removed WAL", DEADLINE, || {
