@@ -2,6 +2,7 @@
 //! is `archiver::base_backup`, and what is shown meanwhile is in `display.rs`.
 
 mod display;
+mod elsewhere;
 
 use std::time::{Duration, Instant};
 
@@ -94,8 +95,15 @@ pub(crate) async fn run(args: BackupArgs, globals: &Globals) -> Result<ExitCode>
     let taken = base_backup::take(&request, &observe, shutdown.requested()).await;
     display.finish();
     let backup = taken.map_err(advise).context("take a base backup")?;
-    print(globals, &backup, &url, began.elapsed())?;
-    Ok(match backup.names.warnings.is_empty() {
+    let took = began.elapsed();
+    let label = backup.descriptor.label.parse()?;
+    let copies = tokio::select! {
+        copies = elsewhere::store(&config, uploader.repository(), cluster.id(), &label, &globals.screen) => copies,
+        () = shutdown.requested() => elsewhere::left_out(&config, uploader.repository()),
+    };
+    print(globals, &backup, &copies, &url, took)?;
+    let everywhere = copies.iter().all(|copy| copy.problem.is_none());
+    Ok(match backup.names.warnings.is_empty() && everywhere {
         true => ExitCode::Done,
         false => ExitCode::Warnings,
     })
@@ -130,7 +138,13 @@ fn advise(error: archiver::Error) -> Error {
     Advice::hint(error.into(), hint)
 }
 
-fn print(globals: &Globals, taken: &Taken, repository: &str, took: Duration) -> Result<()> {
+fn print(
+    globals: &Globals,
+    taken: &Taken,
+    copies: &[elsewhere::Copy],
+    repository: &str,
+    took: Duration,
+) -> Result<()> {
     let (backup, names) = (&taken.descriptor, &taken.names);
     let tablespaces: Vec<_> = backup
         .tablespaces
@@ -141,6 +155,7 @@ fn print(globals: &Globals, taken: &Taken, repository: &str, took: Duration) -> 
         "label": backup.label,
         "kind": backup.kind,
         "repository": repository,
+        "copies": copies,
         "system_identifier": backup.system_identifier.to_string(),
         "server_version": backup.server_version,
         "from_standby": backup.from_standby,
@@ -161,9 +176,9 @@ fn print(globals: &Globals, taken: &Taken, repository: &str, took: Duration) -> 
         },
         "warnings": warnings(names),
     });
-    globals
-        .output
-        .print("walden.backup", &body, || to_text(taken, repository, took))
+    globals.output.print("walden.backup", &body, || {
+        to_text(taken, copies, repository, took)
+    })
 }
 
 /// What is missing from the catalogue snapshot, a line each.
@@ -172,7 +187,7 @@ fn warnings(names: &NamesTaken) -> Vec<String> {
     names.warnings.iter().cloned().chain(more).collect()
 }
 
-fn to_text(taken: &Taken, repository: &str, took: Duration) -> String {
+fn to_text(taken: &Taken, copies: &[elsewhere::Copy], repository: &str, took: Duration) -> String {
     let (backup, names) = (&taken.descriptor, &taken.names);
     let source = match backup.from_standby {
         true => "standby",
@@ -216,6 +231,18 @@ fn to_text(taken: &Taken, repository: &str, took: Duration) -> String {
     );
     for warning in warnings(names) {
         line("warning", warning);
+    }
+    for copy in copies {
+        match &copy.problem {
+            None => line("also in", copy.url.clone()),
+            Some(problem) => line(
+                "warning",
+                format!(
+                    "not in repository {} yet: {problem}; `walden run` brings it when it can, or `walden copy`",
+                    copy.repository
+                ),
+            ),
+        }
     }
     text
 }

@@ -64,6 +64,8 @@ struct Mirror {
     lag_seconds: Option<f64>,
     /// The newest transaction it has, where a later one is missing.
     behind_since: Option<Timestamp>,
+    /// Label of its newest base backup.
+    last_backup: Option<String>,
     /// Why it cannot be asked.
     error: Option<String>,
 }
@@ -182,6 +184,7 @@ pub(crate) async fn run(args: StatusArgs, globals: &Globals) -> Result<ExitCode>
     );
     if mirrors.len() > 1 {
         judge_mirrors(&mirrors, best, config.archive.ack, &mut problems);
+        judge_backups(&mirrors, &mut problems);
     }
     let (server, stored) = (server.ok(), stored.ok());
     let guard = config.archive.disk_guard;
@@ -241,6 +244,7 @@ impl Mirror {
             lag_bytes: None,
             lag_seconds: None,
             behind_since: None,
+            last_backup: None,
             error: None,
         };
         match stored {
@@ -262,6 +266,7 @@ impl Mirror {
                     false => MirrorState::Level,
                 };
                 mirror.behind_since = stored.newest_transaction.filter(|_| is_behind);
+                mirror.last_backup = stored.last_backup.as_ref().map(|(label, _)| label.clone());
                 mirror.durable_lsn = end.map(|end| end.to_string());
                 mirror.lag_bytes = lag;
                 mirror.lag_seconds = server.and_then(|server| lag_seconds(server, stored));
@@ -321,6 +326,29 @@ fn judge_mirrors(mirrors: &[Mirror], best: usize, ack: Ack, problems: &mut Vec<P
             what: "fewer repositories are level than ack asks for: the server keeps its WAL until they are, \
                    and with rpo = \"sync\" commits wait"
                 .to_owned(),
+            code: ExitCode::Warnings,
+        });
+    }
+}
+
+/// Says of every repository that can be asked whether it lacks the newest backup: should it be the one that is left, less can be restored than
+/// the others promise.
+fn judge_backups(mirrors: &[Mirror], problems: &mut Vec<Problem>) {
+    let holders = mirrors
+        .iter()
+        .filter_map(|one| Some((one.last_backup.as_deref()?, one)));
+    // Labels begin with the time.
+    let Some((newest, holder)) = holders.max_by_key(|(label, _)| *label) else {
+        return;
+    };
+    let asked = mirrors.iter().filter(|one| one.error.is_none());
+    for lacking in asked.filter(|one| one.last_backup.as_deref() != Some(newest)) {
+        let (name, holder) = (&lacking.name, &holder.name);
+        problems.push(Problem {
+            side: "backup",
+            what: format!(
+                "repository {name} lacks the newest backup, {newest}: `walden run` brings it within minutes, or `walden copy {holder} {name}`"
+            ),
             code: ExitCode::Warnings,
         });
     }
