@@ -263,10 +263,15 @@ pub(crate) async fn run(args: RestoreArgs, globals: &Globals) -> Result<ExitCode
         Followed::Latest | Followed::Current => None,
     };
     let mut material = gather(first).await?;
-    let mut plan = material
-        .plan(&goal, label.as_ref())
-        .await
-        .with_context(planning)?;
+    sources::warn_of(&material.unanswered);
+    let planned = material.plan(&goal, label.as_ref()).await;
+    let planned = planned.with_context(planning);
+    let mut plan = match material.unanswered.is_empty() {
+        true => planned?,
+        false => planned.hint(
+            "not every repository answered: what those hold alone may reach the target; see to them and try again",
+        )?,
+    };
     let own = plan.backup.timeline;
     if args.target.timeline == Followed::Current && own != plan.path.history.timeline() {
         let label = plan.backup.label.clone();
@@ -281,7 +286,6 @@ pub(crate) async fn run(args: RestoreArgs, globals: &Globals) -> Result<ExitCode
         .get(&plan.backup.label)
         .context("the plan's backup has a descriptor")?;
     check_not_before(&args.target, &plan)?;
-    sources::warn_of(&material.unanswered);
     // What they alone hold may be newer than this plan.
     let done = match material.unanswered.is_empty() {
         true => ExitCode::Done,
