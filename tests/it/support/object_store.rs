@@ -98,6 +98,8 @@ fn start() -> Server {
         "-s3.port.lance=0",
         "-master.telemetry=false",
     ]);
+    // Each bucket takes volumes of its own; how many there may be is else reckoned from free disk space.
+    leash.args(["-master.volumeSizeLimitMB=64", "-volume.max=1000"]);
     for (name, port) in [
         ("master.port", master),
         ("master.port.grpc", master_grpc),
