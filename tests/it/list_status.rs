@@ -192,7 +192,7 @@ fn status_tells_apart_which_side_is_down() {
     let bytes = fs::read(middle).unwrap();
     fs::remove_file(middle).unwrap();
     let gap = status(&site, 5);
-    assert_eq!(sides(&gap), ["gap"], "{gap}");
+    assert_eq!(sides(&gap), ["gap", "backup"], "{gap}");
     let listed = site.walden.run(["list"]).expect_code(3);
     assert!(
         listed.stdout.contains("gap: WAL from") && listed.stdout.contains("ends at a gap"),
