@@ -156,7 +156,9 @@ fn a_gap_is_recorded_and_said_once_and_streaming_goes_on() {
     write_wal(&server, 2);
     let end = wait_until_flushed(&server);
     keep();
-    let log = terminate(run);
+    run.signal(Signal::TERM);
+    // That WAL was lost is no success.
+    let log = run.wait(COMMAND_DEADLINE).expect_code(3).stderr;
     assert_eq!(log.matches(" GAP: ").count(), 1, "{log}");
     assert!(log.contains("take a new base backup"), "{log}");
     let catalog = site.catalog();
