@@ -164,6 +164,7 @@ fn crash_keeps_what_was_committed_and_promotion_starts_a_timeline() {
         &oracle.rows_at(&dump, &Target::Latest),
         &rows(&server),
     );
+    oracle.forget_lost(&dump);
 
     let standby = server.standby();
     assert_eq!(standby.psql("select pg_is_in_recovery()"), "t");

@@ -72,6 +72,14 @@ impl Oracle {
         WalDump::of_server(server, self.start)
     }
 
+    /// After a crash: what had not reached the WAL never happened, and its transaction number is given out again. `dump` is what the crash
+    /// left.
+    pub(crate) fn forget_lost(&mut self, dump: &WalDump) {
+        let transactions = &mut self.journal.transactions;
+        transactions
+            .retain(|one| one.outcome == Outcome::Committed || dump.end_of(one.xid).is_some());
+    }
+
     /// Compares what clients were told with what the WAL holds: no commit they saw is missing, no abort became a
     /// commit, and (if `server` still knows) commit times agree.
     #[track_caller]
