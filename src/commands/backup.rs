@@ -97,10 +97,13 @@ pub(crate) async fn run(args: BackupArgs, globals: &Globals) -> Result<ExitCode>
     let backup = taken.map_err(advise).context("take a base backup")?;
     let took = began.elapsed();
     let label = backup.descriptor.label.parse()?;
-    let copies = tokio::select! {
-        copies = elsewhere::store(&config, uploader.repository(), cluster.id(), &label, &globals.screen) => copies,
-        () = shutdown.requested() => elsewhere::left_out(&config, uploader.repository()),
-    };
+    let mut copies = Vec::new();
+    let from = uploader.repository();
+    tokio::select! {
+        () = elsewhere::store(&config, from, cluster.id(), &label, &globals.screen, &mut copies) => {}
+        () = shutdown.requested() => {}
+    }
+    elsewhere::add_left_out(&config, from, &mut copies);
     print(globals, &backup, &copies, &url, took)?;
     let everywhere = copies.iter().all(|copy| copy.problem.is_none());
     Ok(match backup.names.warnings.is_empty() && everywhere {

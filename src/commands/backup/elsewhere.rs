@@ -23,31 +23,29 @@ pub(super) struct Copy {
     pub(super) problem: Option<String>,
 }
 
-/// Stores the backup in every other repository that is configured, one after the other.
+/// Stores the backup in every other repository that is configured, one after the other. Dropped in between, `copies` has those that were
+/// done.
 pub(super) async fn store(
     config: &Config,
     from: &Repository,
     cluster: ClusterId,
     label: &BackupLabel,
     screen: &Screen,
-) -> Vec<Copy> {
-    let mut copies = Vec::new();
+    copies: &mut Vec<Copy>,
+) {
     for other in others(config, from) {
         let stored = store_in(other, from, cluster, label, screen).await;
-        copies.push(Copy::new(
-            other,
-            stored.err().map(|error| format!("{error:#}")),
-        ));
+        let problem = stored.err().map(|error| format!("{error:#}"));
+        copies.push(Copy::new(other, problem));
     }
-    copies
 }
 
-/// Of each other repository, that there was no time for it.
-pub(super) fn left_out(config: &Config, from: &Repository) -> Vec<Copy> {
-    let why = || Some("a signal ended the copying".to_owned());
-    others(config, from)
-        .map(|other| Copy::new(other, why()))
-        .collect()
+/// Adds those that a signal left out.
+pub(super) fn add_left_out(config: &Config, from: &Repository, copies: &mut Vec<Copy>) {
+    for other in others(config, from).skip(copies.len()) {
+        let why = "a signal ended the copying".to_owned();
+        copies.push(Copy::new(other, Some(why)));
+    }
 }
 
 fn others<'a>(
