@@ -1,6 +1,7 @@
 //! Several repositories at once, one of which fails: the others go on, the server is told the truth, and on its return both hold the same, byte for
 //! byte, and either one alone restores everything.
 
+mod backups;
 mod door;
 mod outages;
 
