@@ -23,7 +23,35 @@ pub struct Assembler {
     buffer: Vec<u8>,
     chunk: ChunkFacts,
     expected: VecDeque<Lsn>,
+    transactions: Vec<ExpectedTransactions>,
     previous: Option<Lsn>,
+}
+
+/// What is stored already and must fit what comes. Nothing of it needs a key: descriptors say it.
+#[derive(Clone, Debug, Default)]
+pub struct Expected {
+    /// Record starts that tail chunks of the open segment name: they must come again.
+    pub records: Vec<Lsn>,
+    /// Those chunks: commits and aborts in them, and the times of these, must come again.
+    pub chunks: Vec<WalDescriptor>,
+    /// The last record of the segment before, if it is known: the first that comes must follow it.
+    pub previous: Option<Lsn>,
+}
+
+/// Commits and aborts that end in `(from, to]`: how many a stored chunk says there are, from when to when, and those that came.
+struct ExpectedTransactions {
+    from: Lsn,
+    to: Lsn,
+    stored: Transactions,
+    came: Transactions,
+    /// A record ended here whose kind was not seen: nothing can be compared.
+    is_unsure: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Transactions {
+    number: u64,
+    times: Option<(jiff::Timestamp, jiff::Timestamp)>,
 }
 
 /// A segment whose bytes have all arrived.
@@ -74,29 +102,30 @@ impl Assembler {
         let scanner = SegmentScanner::new(config, start)?;
         let size = config.segment_size;
         let buffer = Vec::with_capacity(size.bytes() as usize);
-        let (chunk, expected) = (ChunkFacts::default(), VecDeque::new());
-        let previous = None;
         Ok(Self {
             size,
             timeline,
             lineage,
             scanner,
             buffer,
-            chunk,
-            expected,
-            previous,
+            chunk: ChunkFacts::default(),
+            expected: VecDeque::new(),
+            transactions: Vec::new(),
+            previous: None,
         })
     }
 
-    /// Names what is stored already and must fit: record starts that tail chunks of the open segment name, which must come again,
-    /// and the last record of the segment before, which the first one that comes must follow.
-    pub fn expect(&mut self, mut starts: Vec<Lsn>, previous: Option<Lsn>) {
-        self.previous = previous;
+    /// Names what is stored already and must fit what comes next, from the open segment's first byte on.
+    pub fn expect(&mut self, stored: Expected) {
+        self.previous = stored.previous;
         // A chunk also names a record that ends in it and began in an earlier segment: from here its start is not seen.
+        let mut starts = stored.records;
         starts.retain(|start| *start >= self.segment_start());
         starts.sort_unstable();
         starts.dedup();
         self.expected = starts.into();
+        let chunks = stored.chunks.iter();
+        self.transactions = chunks.filter_map(ExpectedTransactions::of).collect();
     }
 
     /// First byte behind the last one taken.
@@ -159,10 +188,15 @@ impl Assembler {
         }
         let (mut invalid, mut missing) = (None, None);
         let (chunk, expected) = (&mut self.chunk, &mut self.expected);
-        let previous = &mut self.previous;
+        let (previous, transactions) = (&mut self.previous, &mut self.transactions);
         let taken = self.scanner.push(data, |step| match step {
             Step::Record(record) => {
                 chunk.note(record);
+                if let Some(time) = transaction_time(record) {
+                    for stored in transactions.iter_mut() {
+                        stored.note(record.end, time);
+                    }
+                }
                 let broken = previous.take().filter(|last| !follows(record, *last));
                 missing = missing.or(broken);
                 while let Some(next) = expected.front().filter(|next| **next <= record.start) {
@@ -172,7 +206,11 @@ impl Assembler {
                     expected.pop_front();
                 }
             }
-            Step::ContinuedRecordEnd { .. } => chunk.incomplete = true,
+            Step::ContinuedRecordEnd { end } => {
+                chunk.incomplete = true;
+                let here = transactions.iter_mut().filter(|stored| stored.holds(*end));
+                here.for_each(|stored| stored.is_unsure = true);
+            }
             Step::Invalid { at, reason } => {
                 chunk.invalid_at = Some(*at);
                 invalid = Some(InvalidWal {
@@ -184,11 +222,23 @@ impl Assembler {
         });
         self.buffer.extend_from_slice(&data[..taken]);
         // All that is expected is of this segment.
-        let missing = missing.or(self.expected.front().copied().filter(|_| self.is_full()));
+        let missing = missing
+            .or(self.expected.front().copied().filter(|_| self.is_full()))
+            .or(self.other_transactions());
         if let Some(at) = missing {
             return Err(Error::Diverged { at });
         }
         Ok((taken, invalid))
+    }
+
+    /// Where a stored chunk begins all of whose bytes have come again, with other commits or aborts in them.
+    fn other_transactions(&mut self) -> Option<Lsn> {
+        let position = self.position();
+        let came = |stored: &mut ExpectedTransactions| stored.to <= position;
+        let other =
+            |stored: &ExpectedTransactions| !stored.is_unsure && stored.came != stored.stored;
+        let compared = self.transactions.extract_if(.., came);
+        compared.filter(other).map(|stored| stored.from).min()
     }
 
     /// Describes the tail chunk `[from, to)`, `to` being the open segment's length, and starts collecting for the next.
@@ -224,6 +274,7 @@ impl Assembler {
         next.reserve_exact(self.size.bytes() as usize);
         self.chunk = ChunkFacts::default();
         self.expected.clear();
+        self.transactions.clear();
         let plain = std::mem::replace(&mut self.buffer, next);
         let descriptor = describe_segment(&summary, &self.lineage);
         Some(AssembledSegment {
@@ -284,18 +335,60 @@ fn follows(record: &Record, last: Lsn) -> bool {
     record.header.previous == last || replaces
 }
 
+/// When the transaction that `record` ends was committed or aborted.
+fn transaction_time(record: &Record) -> Option<Timestamp> {
+    match record.kind {
+        Some(
+            RecordKind::Commit { time, .. }
+            | RecordKind::Abort { time, .. }
+            | RecordKind::CommitPrepared { time, .. }
+            | RecordKind::AbortPrepared { time, .. },
+        ) => Some(time),
+        _ => None,
+    }
+}
+
+impl ExpectedTransactions {
+    /// `None` if the chunk's descriptor does not know all of its transactions, or not which of two chunks they are of.
+    fn of(chunk: &WalDescriptor) -> Option<Self> {
+        // A record ends with its last byte, and the next may start at the next multiple of 8: what lies between is told apart by neither.
+        let is_aligned = |lsn: Lsn| lsn.as_u64().is_multiple_of(8);
+        let is_whole = !chunk.incomplete && chunk.invalid_at.is_none();
+        let number = chunk.transactions.filter(|_| is_whole)?;
+        let times = chunk.time_min.zip(chunk.time_max);
+        (is_aligned(chunk.start_lsn) && is_aligned(chunk.end_lsn)).then_some(Self {
+            from: chunk.start_lsn,
+            to: chunk.end_lsn,
+            stored: Transactions { number, times },
+            came: Transactions::default(),
+            is_unsure: false,
+        })
+    }
+
+    fn holds(&self, end: Lsn) -> bool {
+        self.from < end && end <= self.to
+    }
+
+    fn note(&mut self, end: Lsn, time: Timestamp) {
+        if !self.holds(end) {
+            return;
+        }
+        self.came.number += 1;
+        if let Some(time) = repository::wal::utc(time) {
+            self.came.times = Some(match self.came.times {
+                None => (time, time),
+                Some((min, max)) => (min.min(time), max.max(time)),
+            });
+        }
+    }
+}
+
 impl ChunkFacts {
     fn note(&mut self, record: &Record) {
         self.first_record
             .get_or_insert((record.start, record.header.previous));
         self.last_record = Some(record.start);
-        if let Some(
-            RecordKind::Commit { time, .. }
-            | RecordKind::Abort { time, .. }
-            | RecordKind::CommitPrepared { time, .. }
-            | RecordKind::AbortPrepared { time, .. },
-        ) = record.kind
-        {
+        if let Some(time) = transaction_time(record) {
             self.transactions += 1;
             self.times = Some(match self.times {
                 None => (time, time),
@@ -348,7 +441,11 @@ mod tests {
         let (wal, starts) = bytes_of(40, 500);
         let check = |expected: &[Lsn], previous: Option<Lsn>, outcome: Option<Lsn>| {
             let mut assembler = assembler(START);
-            assembler.expect(expected.to_vec(), previous);
+            assembler.expect(Expected {
+                records: expected.to_vec(),
+                previous,
+                ..Expected::default()
+            });
             assert_eq!(diverged(assembler.push(START, &wal)), outcome);
         };
         check(&starts, Some(PREVIOUS), None);
@@ -367,7 +464,10 @@ mod tests {
             .rfind(|start| **start < SIZE.end(SIZE.segment(START)))
             .unwrap();
         let mut assembler = assembler(START);
-        assembler.expect(vec![last.saturating_add(800)], None);
+        assembler.expect(Expected {
+            records: vec![last.saturating_add(800)],
+            ..Expected::default()
+        });
         let at = diverged(assembler.push(START, &wal));
         assert_eq!(at, Some(last.saturating_add(800)));
     }
@@ -391,7 +491,71 @@ mod tests {
         assert_eq!(chunk.first_record, Some(across), "the test tests nothing");
 
         let mut again = assembler(border);
-        again.expect(vec![across, chunk.last_record.unwrap()], Some(across));
+        again.expect(Expected {
+            records: vec![across, chunk.last_record.unwrap()],
+            chunks: vec![chunk],
+            previous: Some(across),
+        });
         assert_eq!(diverged(again.push(border, &wal[taken..])), None);
+    }
+
+    #[test]
+    fn the_commits_of_a_stored_chunk_must_come_again_with_their_times() {
+        let wal_of = |times: &[i64], fillers: usize| {
+            let mut wal = builder();
+            for time in times {
+                wal.commit(7, Timestamp::from_unix_micros(*time));
+            }
+            for _ in 0..fillers {
+                wal.data_record(10, 0, 7, &[1; 100]);
+            }
+            wal.into_bytes()
+        };
+        let first = wal_of(&[5_000_000, 3_000_000, 4_000_000], 0);
+        // Two chunks: the second has the last commit.
+        let cut = wal_of(&[5_000_000, 3_000_000], 0).len();
+        let mut source = assembler(START);
+        source.push(START, &first[..cut]).unwrap();
+        let mut chunks = vec![source.describe_chunk(0)];
+        let at = source.position();
+        source.push(at, &first[cut..]).unwrap();
+        chunks.push(source.describe_chunk(u32::try_from(cut).unwrap()));
+        assert_eq!(
+            chunks
+                .iter()
+                .map(|chunk| chunk.transactions)
+                .sum::<Option<u64>>(),
+            Some(3)
+        );
+        let compared = |wal: &[u8], chunks: &[WalDescriptor], pieces: usize| {
+            let mut assembler = assembler(START);
+            assembler.expect(Expected {
+                chunks: chunks.to_vec(),
+                ..Expected::default()
+            });
+            let mut at = None;
+            for piece in wal.chunks(pieces) {
+                at = at.or(diverged(assembler.push(assembler.position(), piece)));
+            }
+            at
+        };
+        // Same positions each time: only the times tell.
+        for pieces in [8, 40, first.len()] {
+            assert_eq!(compared(&first, &chunks, pieces), None);
+            let later = wal_of(&[5_000_000, 3_000_000, 4_000_001], 9);
+            assert_eq!(compared(&later, &chunks, pieces), Some(at), "{pieces}");
+            let earlier = wal_of(&[5_000_000, 2_999_999, 4_000_000], 0);
+            assert_eq!(compared(&earlier, &chunks, pieces), Some(START));
+        }
+        let fewer = wal_of(&[5_000_000, 3_000_000], 9);
+        assert_eq!(compared(&fewer, &chunks, fewer.len()), Some(at));
+        // What a descriptor does not know is not held against anybody.
+        let unknown = |change: fn(&mut WalDescriptor)| {
+            let mut chunks = chunks.clone();
+            chunks.iter_mut().for_each(change);
+            compared(&fewer, &chunks, fewer.len())
+        };
+        assert_eq!(unknown(|chunk| chunk.transactions = None), None);
+        assert_eq!(unknown(|chunk| chunk.incomplete = true), None);
     }
 }

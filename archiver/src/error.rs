@@ -141,10 +141,10 @@ pub enum Error {
     },
     /// The server sends other WAL than it sent before: it was rolled back or replaced.
     #[error(
-        "the record at {at} was received before and does not come again: the server's WAL has changed"
+        "the WAL at {at} was received before and does not come again: the server's WAL has changed"
     )]
     Diverged {
-        /// Start of the record that is missing now.
+        /// Start of a record that is missing now, or of a stored chunk whose commits are other ones now.
         at: wal_format::Lsn,
     },
     /// Streaming cannot go on from this server.

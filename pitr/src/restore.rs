@@ -25,6 +25,7 @@ use repository::{Repositories, durable};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use wal_format::{BackupLabel as BackupLabelFile, ControlFile};
 
 /// Folder of our own files, relative to the data directory. The server leaves unknown folders in `pg_wal` alone.
@@ -143,13 +144,24 @@ pub async fn lay_out(
         done.bytes_done += u64::from(part.plain_size);
     }
     progress(done);
+    // After a failure no further part is begun, but those in flight are finished and remembered: a run that continues need not fetch them.
+    let failed = AtomicBool::new(false);
+    let mut first_error = None;
     let mut written = futures_util::stream::iter(
         left.into_iter()
+            .take_while(|_| !failed.load(Ordering::Relaxed))
             .map(|part| restore_part(job, part, &layout)),
     )
     .buffer_unordered(PARTS_IN_FLIGHT);
     while let Some(part) = written.next().await {
-        let (part, holds_control) = part?;
+        let (part, holds_control) = match part {
+            Ok(written) => written,
+            Err(error) => {
+                failed.store(true, Ordering::Relaxed);
+                first_error.get_or_insert(error);
+                continue;
+            }
+        };
         done.parts_done += 1;
         done.bytes_done += u64::from(part.plain_size);
         // The part with pg_control is fetched again by a run that continues: its bytes are kept in memory only.
@@ -158,6 +170,9 @@ pub async fn lay_out(
             save_state(job, &state)?;
         }
         progress(done);
+    }
+    if let Some(error) = first_error {
+        return Err(error);
     }
     drop(written);
     let finishing = Arc::clone(&layout);

@@ -36,6 +36,7 @@ use wal_format::{
 use self::fill::Fillers;
 use self::hosts::{Hosts, Next};
 use self::survey::Survey;
+use crate::assembler::Expected;
 use crate::branches::{check_newest, left_behind};
 use crate::commit_watch::CommitWatch;
 use crate::error::ServerErrorKind;
@@ -548,8 +549,8 @@ impl Receiver {
     }
 
     /// What is stored around `point` and must fit what comes: a rolled-back server shows itself here.
-    async fn stored_records(&self, survey: &Survey, point: ResumePoint) -> Result<StoredRecords> {
-        let mut stored = StoredRecords::default();
+    async fn stored_records(&self, survey: &Survey, point: ResumePoint) -> Result<Expected> {
+        let mut stored = Expected::default();
         let mut failed = None;
         let repositories = self.uploader.repositories().iter();
         for (repository, catalog) in repositories.zip(&survey.catalogs) {
@@ -557,6 +558,7 @@ impl Receiver {
             match self.records_in(repository, catalog, point).await {
                 Ok(found) => {
                     stored.records.extend(found.records);
+                    stored.chunks.extend(found.chunks);
                     stored.previous = stored.previous.max(found.previous);
                     failed = Some(None);
                 }
@@ -565,11 +567,7 @@ impl Receiver {
         }
         match failed.flatten() {
             Some(error) => Err(error),
-            None => {
-                stored.records.sort_unstable();
-                stored.records.dedup();
-                Ok(stored)
-            }
+            None => Ok(stored),
         }
     }
 
@@ -578,10 +576,10 @@ impl Receiver {
         repository: &Repository,
         catalog: &Catalog,
         point: ResumePoint,
-    ) -> Result<StoredRecords> {
+    ) -> Result<Expected> {
         let number = self.size.segment(point.start);
         let name = SegmentName::new(point.timeline, number, self.size);
-        let mut stored = StoredRecords::default();
+        let mut stored = Expected::default();
         let Some(objects) = catalog.timelines.get(&point.timeline) else {
             return Ok(stored);
         };
@@ -599,6 +597,7 @@ impl Receiver {
             let wal = wal.unwrap_or_default();
             let records = wal.first_record.into_iter().chain(wal.last_record);
             stored.records.extend(records);
+            stored.chunks.push(wal);
         }
         let before = number.previous();
         let before = before.map(|number| SegmentName::new(point.timeline, number, self.size));
@@ -609,15 +608,6 @@ impl Receiver {
         }
         Ok(stored)
     }
-}
-
-/// Record starts that are stored.
-#[derive(Default)]
-struct StoredRecords {
-    /// Of the segment in which streaming starts: tail chunks name them, they must come again.
-    records: Vec<Lsn>,
-    /// The last one of the segment before, if it is known: the first that comes must follow it.
-    previous: Option<Lsn>,
 }
 
 /// History files by timeline.

@@ -22,8 +22,8 @@ use wal_format::{DecoderConfig, Lsn, TimelineId, Timestamp};
 use super::fill::Fillers;
 use super::lanes::{Covers, LaneState, Lanes};
 use super::roll_up::{RollUps, StoredSegment};
-use super::{OnInvalid, Receiver, ResumePoint, Rpo, StoredRecords, segments_in_flight};
-use crate::assembler::{AssembledSegment, Assembler};
+use super::{OnInvalid, Receiver, ResumePoint, Rpo, segments_in_flight};
+use crate::assembler::{AssembledSegment, Assembler, Expected};
 use crate::progress::{Positions, positions};
 use crate::replication::{Connection, StatusUpdate, StreamEvent};
 use crate::tail::TailSchedule;
@@ -142,12 +142,12 @@ impl Streaming {
         decoder: DecoderConfig,
         point: ResumePoint,
         lineage: String,
-        stored: StoredRecords,
+        stored: Expected,
         mirrors: Mirrors,
         sync: watch::Receiver<bool>,
     ) -> Result<Self> {
         let mut assembler = Assembler::new(decoder, point.timeline, lineage, point.start)?;
-        assembler.expect(stored.records, stored.previous);
+        assembler.expect(stored);
         let rpo = receiver.config.rpo;
         let tail = TailSchedule::new(interval(rpo, *sync.borrow()));
         let Mirrors { level, fillers } = mirrors;

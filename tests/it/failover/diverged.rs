@@ -203,6 +203,38 @@ fn a_region_split_at_one_point_with_the_same_history() {
     split(true);
 }
 
+/// Both sides wrote the same number of bytes, record for record, since they parted: only the times of their commits differ.
+#[test]
+fn a_region_split_at_one_point_with_records_at_the_same_positions() {
+    let (mut primary, scene) = Scene::new(17);
+    let run = scene.run(&primary);
+    let west = primary.standby();
+    let east = primary.standby();
+    scene.backup(&primary);
+    mark(&primary, "both");
+    wait_until_replayed(&west, &primary);
+    wait_until_replayed(&east, &primary);
+    wait_until_safe(&primary);
+    primary.stop(Stop::Immediate, DEADLINE);
+    terminate(run);
+    west.promote();
+    east.promote();
+    let run = scene.run(&west);
+    mark(&west, "west");
+    wait_until_safe(&west);
+    terminate(run);
+    let before = scene.objects();
+    // Of the same length as the other's, and more behind it: the server is not behind what is stored.
+    mark(&east, "east");
+    mark(&east, "more");
+    scene.run_is_refused(&east, "does not come again");
+    before.are_untouched_in(&scene);
+    scene.restores(
+        &["--to", "latest", "--timeline", "latest"],
+        &["both", "west"],
+    );
+}
+
 /// A restored clone was opened, and before it is adopted a standby is promoted to the same timeline and archives. It is not let in beside
 /// that, and goes on in a place of its own.
 #[test]
