@@ -74,7 +74,7 @@ pub(crate) struct LogArgs {
     #[arg(help_heading = "Selection", long, value_name = "A..B", value_parser = parse_range)]
     pub(crate) lsn: Option<LsnRange>,
 
-    /// Touched this relation: schema.name or database.schema.name, or as shown where the name is not known
+    /// Touched this relation: name (in any schema), schema.name or database.schema.name, or as shown where the name is not known
     #[arg(help_heading = "Selection", long, value_name = "NAME")]
     pub(crate) relation: Option<String>,
 

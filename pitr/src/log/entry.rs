@@ -798,7 +798,9 @@ mod tests {
         check(&inserted, drops(), false);
         check(&inserted, relation("public.orders"), true);
         check(&inserted, relation("shop.public.orders"), true);
-        check(&inserted, relation("orders"), false);
+        check(&inserted, relation("orders"), true);
+        check(&inserted, relation("order"), false);
+        check(&inserted, relation("billing.orders"), false);
         check(
             &past(&[(17000, 1, false, true)], &[], Some(&[])),
             relation("1663/5/17000"),

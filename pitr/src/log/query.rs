@@ -22,7 +22,7 @@ pub struct LogQuery {
     pub to: Option<Lsn>,
     /// This transaction, or the one it was a subtransaction of.
     pub xid: Option<u32>,
-    /// Touched this relation: `schema.name`, `database.schema.name`, or `tablespace/database/file`.
+    /// Touched this relation: `name` in whichever schema, `schema.name`, `database.schema.name`, or `tablespace/database/file`.
     pub relation: Option<String>,
     /// Dropped a relation, a database or a tablespace, or may have.
     pub drops: bool,
@@ -98,7 +98,8 @@ fn is_named(change: &RelationChange, wanted: &str) -> bool {
     match &change.subject {
         Subject::Named(named) => {
             let name = format!("{}.{}", named.schema, named.name);
-            wanted == name
+            wanted == named.name
+                || wanted == name
                 || named
                     .database
                     .as_ref()

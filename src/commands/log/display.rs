@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use wal_format::{Lsn, TimelineHistory, TimelineId, Timestamp};
 
 use crate::report;
-use crate::units::ByteSize;
+use crate::units::{ByteSize, counted};
 
 /// Relations of a transaction that are printed one by one; JSON has all that are known.
 const MAX_LINES: usize = 20;
@@ -124,8 +124,7 @@ impl Shown {
         };
         let found = match log.entries.len() {
             0 => "no such transaction".to_owned(),
-            1 => "1 transaction".to_owned(),
-            count => format!("{count} transactions"),
+            count => counted(count, "transaction"),
         };
         text.push_str(&format!("{found}; {looked_at}{}\n", but_for(&log.holes)));
         for problem in &log.problems {
@@ -186,7 +185,7 @@ impl Shown {
         if entry.relations.is_empty() && entry.events.is_empty() {
             line(match entry.catalog_rows {
                 0 => "no rows".to_owned(),
-                rows => format!("{rows} rows of system catalogs"),
+                rows => format!("{} of system catalogs", counted(rows, "row")),
             });
         }
         for source in &entry.sources {

@@ -276,6 +276,7 @@ fn every_row_is_in_the_log(builder: Builder, encrypted: bool) {
     let shared = |entry: &Entry| entry.rows.contains_key("s.shared");
     same(&["--relation", "s.shared"], &shared);
     same(&["--relation", "postgres.s.shared"], &shared);
+    same(&["--relation", "shared"], &shared);
     let moment: jiff::Timestamp = middle.committed.parse().unwrap();
     let time = |entry: &Entry| entry.committed.parse::<jiff::Timestamp>().unwrap();
     same(&["--since", &middle.committed], &|entry| {
