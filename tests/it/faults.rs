@@ -7,6 +7,7 @@ mod clock;
 mod disks;
 mod gauntlets;
 mod kills;
+mod listings;
 mod restarts;
 mod silence;
 mod stalls;
