@@ -8,6 +8,7 @@ mod disks;
 mod gauntlets;
 mod kills;
 mod listings;
+mod local_kills;
 mod restarts;
 mod silence;
 mod stalls;
