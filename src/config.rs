@@ -44,6 +44,9 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 const RPO_RANGE: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(100)..=Duration::from_secs(3600);
 
+/// Bounds of the longest silence of the server: below, one that is busy is taken for gone; above, WAL piles up there unseen.
+const WAL_RECEIVER_TIMEOUT_RANGE: std::ops::RangeInclusive<Duration> =
+    Duration::from_secs(1)..=Duration::from_secs(3600);
 /// Bounds of the hooks' patience: below, a store that hiccups stops a recovery; above, nobody waits any more.
 const PATIENCE_RANGE: std::ops::RangeInclusive<Duration> =
     Duration::from_secs(1)..=Duration::from_secs(7 * 86_400);
@@ -82,6 +85,8 @@ pub(crate) struct Postgres {
     pub(crate) incarnation: u32,
     /// Whether `walden run` keeps a slot on each of the other listed servers too.
     pub(crate) standby_slots: bool,
+    /// How long the server may be silent before the connection is made again; as PostgreSQL's setting of that name, never off.
+    pub(crate) wal_receiver_timeout: Duration,
 }
 
 /// How WAL is stored.
@@ -99,6 +104,8 @@ pub(crate) struct Archive {
     pub(crate) minimal_descriptor: bool,
     /// How much WAL the slot may keep on the server; `None`: nobody looks.
     pub(crate) disk_guard: Option<DiskGuard>,
+    /// How long `archive-push` may take in all before it leaves the file to the server's next try: 1 s to 7 d.
+    pub(crate) patience: Duration,
 }
 
 /// How WAL is fetched back.
@@ -163,6 +170,7 @@ impl Default for Postgres {
             system_identifier: None,
             incarnation: 0,
             standby_slots: true,
+            wal_receiver_timeout: Duration::from_secs(60),
         }
     }
 }
@@ -176,6 +184,7 @@ impl Default for Archive {
             compression: Compression::Lz4,
             minimal_descriptor: false,
             disk_guard: None,
+            patience: Duration::from_secs(300),
         }
     }
 }
@@ -479,6 +488,8 @@ impl Postgres {
         if let Some(wanted) = table.boolean("standby_slots")? {
             postgres.standby_slots = wanted.value;
         }
+        let longest = table.duration("wal_receiver_timeout", &WAL_RECEIVER_TIMEOUT_RANGE)?;
+        postgres.wal_receiver_timeout = longest.unwrap_or(postgres.wal_receiver_timeout);
         table.finish()?;
         Ok(postgres)
     }
@@ -558,6 +569,8 @@ impl Archive {
         if let Some(inner) = table.table("disk_guard")? {
             archive.disk_guard = Some(DiskGuard::read(inner)?);
         }
+        let patience = table.duration("patience", &PATIENCE_RANGE)?;
+        archive.patience = patience.unwrap_or(archive.patience);
         table.finish()?;
         Ok(archive)
     }
@@ -566,20 +579,8 @@ impl Archive {
 impl Restore {
     fn read(mut table: Table<'_>) -> Result<Self, Complaint> {
         let mut restore = Self::default();
-        if let Some(patience) = table.string("patience")? {
-            let parsed =
-                parse_duration(&patience.value).map_err(|message| patience.complain(message))?;
-            if !PATIENCE_RANGE.contains(&parsed) {
-                let (low, high) = (PATIENCE_RANGE.start(), PATIENCE_RANGE.end());
-                return Err(patience.complain(format!(
-                    "a patience of {} is outside {} to {}",
-                    patience.value,
-                    exact_duration(*low),
-                    exact_duration(*high)
-                )));
-            }
-            restore.patience = parsed;
-        }
+        let patience = table.duration("patience", &PATIENCE_RANGE)?;
+        restore.patience = patience.unwrap_or(restore.patience);
         table.finish()?;
         Ok(restore)
     }

@@ -245,6 +245,12 @@ pub enum Error {
         /// How many the `ack` policy asks for.
         needed: usize,
     },
+    /// An object that is stored is not listed: a listing that lacks it proves no gap.
+    #[error("{object}: is stored, and the store's listing lacks it")]
+    Unlisted {
+        /// Its key.
+        object: String,
+    },
     /// The repository could not do what was asked.
     #[error(transparent)]
     Repository(#[from] repository::Error),
@@ -279,9 +285,10 @@ impl Error {
             | Error::RefusedFile { .. }
             | Error::Format(_)
             | Error::UnusableBackup { .. } => ErrorClass::Corrupt,
-            Error::Interrupted { .. } | Error::NotArchiving { .. } | Error::WalNotStored { .. } => {
-                ErrorClass::Retry
-            }
+            Error::Interrupted { .. }
+            | Error::NotArchiving { .. }
+            | Error::WalNotStored { .. }
+            | Error::Unlisted { .. } => ErrorClass::Retry,
             Error::Repository(error) => error.class(),
         }
     }

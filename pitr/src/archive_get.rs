@@ -224,6 +224,10 @@ async fn look(
         return Ok(match (requirement, unanswered) {
             (Some(requirement), unanswered) => hole(requirement.reason, unanswered),
             (None, Some(error)) if planned.is_none() => Look::Unknown(error),
+            (None, _) if planned.is_none() => match find_successor(source, name).await? {
+                Some(later) => Look::Hole(follows(later)),
+                None => Look::Absent,
+            },
             (None, _) => Look::Absent,
         });
     };
@@ -464,7 +468,7 @@ fn requirement(
             let later = stored_segments(objects).find(|later| **later > name);
             found.extend(later.map(|later| Requirement {
                 bytes: whole,
-                reason: format!("{later}, which follows it, is stored"),
+                reason: follows(*later),
             }));
         }
         let is_explained = histories.iter().any(|known| known.timeline() == *timeline);
@@ -497,6 +501,27 @@ fn requirement(
     found
         .into_iter()
         .reduce(|most, next| if next.bytes > most.bytes { next } else { most })
+}
+
+fn follows(later: SegmentName) -> String {
+    format!("{later}, which follows it, is stored")
+}
+
+/// The segment behind it, if it is stored and only the listing does not say so.
+async fn find_successor(source: &SegmentSource, name: SegmentName) -> Result<Option<SegmentName>> {
+    let Some(number) = name.number(source.size) else {
+        return Ok(None);
+    };
+    let later = SegmentName::new(name.timeline, number.next(), source.size);
+    let key = ObjectKey::Segment {
+        cluster: source.cluster,
+        name: later,
+    };
+    let found = source
+        .repository
+        .find_descriptor(&key, Absence::Likely)
+        .await?;
+    Ok(found.map(|_| later))
 }
 
 fn stored_segments(objects: &TimelineObjects) -> impl Iterator<Item = &SegmentName> {

@@ -7,6 +7,7 @@ use crate::error::{Error, Result};
 use crate::postgres::{Owner, is_running};
 use crate::recovery_conf::RecoverySetup;
 use repository::durable;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 /// Largest configuration file that is read. The server's sample has 30 kB.
@@ -23,7 +24,7 @@ pub struct DataDirectory {
 /// What stands in the way of a restore.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Occupancy {
-    /// No such folder, or an empty one.
+    /// No such folder, an empty one, or one in which a restore of ours was killed before it had written anything.
     Free,
     /// A restore of ours was here and did not end.
     Interrupted,
@@ -72,29 +73,34 @@ impl DataDirectory {
         if is_running(&self.path) {
             return Err(refuse("a server is running in it"));
         }
-        let mut entries = match std::fs::read_dir(&self.path) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Ok(Occupancy::Free);
-            }
-            Err(source) => {
-                return Err(Error::Io {
-                    action: "read",
-                    path: self.path.clone(),
-                    source,
-                });
-            }
-        };
         if self.path.join(marker).is_file() {
             return Ok(Occupancy::Interrupted);
         }
-        match entries.next() {
-            None => Ok(Occupancy::Free),
-            Some(_) if self.path.join(own_folder).is_dir() => Err(refuse(
+        let is_free = self.is_free(own_folder).map_err(|source| Error::Io {
+            action: "read",
+            path: self.path.clone(),
+            source,
+        })?;
+        match is_free {
+            true => Ok(Occupancy::Free),
+            false if self.path.join(own_folder).is_dir() => Err(refuse(
                 "a finished restore is in it: start its server (pg_ctl start -D), or empty the folder to restore anew",
             )),
-            Some(_) => Err(refuse("not empty: a restore wants a new or empty folder")),
+            false => Err(refuse("not empty: a restore wants a new or empty folder")),
         }
+    }
+
+    /// Whether nothing is here but, at most, the way to our own folder and files in it that have no name yet: a restore was killed before it had
+    /// named the first.
+    fn is_free(&self, own_folder: &str) -> std::io::Result<bool> {
+        let mut folder = self.path.clone();
+        for part in own_folder.split('/') {
+            if !holds_only(&folder, |name| name == part)? {
+                return Ok(false);
+            }
+            folder.push(part);
+        }
+        holds_only(&folder, durable::is_temporary_name)
     }
 
     /// Removes and writes what `setup` says, in its order, each file durable before the next.
@@ -145,6 +151,20 @@ impl ConfigSource for DataDirectory {
     }
 }
 
+/// Whether every name in a folder passes; of a folder that is not there, all do.
+fn holds_only(folder: &Path, passes: impl Fn(&OsStr) -> bool) -> std::io::Result<bool> {
+    let entries = match std::fs::read_dir(folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(true),
+        entries => entries?,
+    };
+    for entry in entries {
+        if !passes(&entry?.file_name()) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -162,6 +182,13 @@ mod tests {
             directory("data").check_free("own", "marker").unwrap(),
             Occupancy::Free
         );
+        let own = folder.path().join("begun/pg_wal/own");
+        std::fs::create_dir_all(&own).unwrap();
+        std::fs::write(own.join(format!("{}7", durable::TEMPORARY_PREFIX)), "{").unwrap();
+        let begun = || directory("begun").check_free("pg_wal/own", "pg_wal/own/marker");
+        assert_eq!(begun().unwrap(), Occupancy::Free);
+        std::fs::write(own.join("plan.json"), "{}").unwrap();
+        assert!(begun().is_err());
         std::fs::write(folder.path().join("data/PG_VERSION"), "17\n").unwrap();
         let error = directory("data").check_free("own", "marker").unwrap_err();
         assert_eq!(error.class(), repository::ErrorClass::Conflict);

@@ -74,6 +74,14 @@ pub enum Error {
         /// What can be reached.
         window: Box<Window>,
     },
+    /// An object that is stored is not listed: a listing that lacks it proves nothing.
+    #[error(
+        "{object}: is stored, and the store's listing lacks it: try again once it lists what it holds"
+    )]
+    Unlisted {
+        /// Its key.
+        object: String,
+    },
     /// Stored bytes or what they claim of themselves contradict each other.
     #[error("{object}: {reason}")]
     Integrity {
@@ -153,7 +161,9 @@ impl Error {
                 ErrorClass::Corrupt
             }
             Error::DataDirectory { .. } => ErrorClass::Conflict,
-            Error::Server { .. } | Error::Deadline { .. } => ErrorClass::Retry,
+            Error::Server { .. } | Error::Deadline { .. } | Error::Unlisted { .. } => {
+                ErrorClass::Retry
+            }
             Error::Io { source, .. } => repository::error::class_of_io(source),
             Error::Repository(error) => error.class(),
         }

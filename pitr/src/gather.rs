@@ -12,16 +12,22 @@ use futures_util::StreamExt;
 use repository::backup::BackupDescriptor;
 use repository::catalog::Catalog;
 use repository::descriptor::WalDescriptor;
-use repository::key::{BackupLabel, ClusterId};
+use repository::key::{BackupLabel, ClusterId, ObjectKey};
 use repository::sealed::OpenPolicy;
 use repository::several::Absence;
 use repository::wal::lineage;
 use repository::{Repositories, Repository};
-use std::collections::BTreeMap;
-use wal_format::{DecoderConfig, HistoryEntry, Major, TimelineHistory, TimelineId};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+use wal_format::{DecoderConfig, HistoryEntry, Major, SegmentName, TimelineHistory, TimelineId};
 
 /// Descriptors of backups asked for at the same time.
 const BACKUPS_IN_FLIGHT: usize = 8;
+/// How often a listing is asked for that lacks what is stored, and the pause before each time but the first.
+const LISTINGS: u32 = 5;
+const LISTING_PAUSE: Duration = Duration::from_secs(1);
+/// Holes of a timeline of which the first segment is asked for.
+const MAX_HOLES_ASKED: usize = 16;
 
 /// Everything a plan is made from.
 pub struct PlanMaterial {
@@ -45,7 +51,7 @@ impl PlanMaterial {
     ///
     /// # Errors
     /// `NotFound`: no such cluster, or not that timeline. `Corrupt`: a history file is missing or contradicts itself, a backup descriptor
-    /// does. Others from the repository.
+    /// does. `Unlisted`: the store goes on listing less than it holds. Others from the repository.
     pub async fn gather(
         repository: impl Into<Repositories>,
         policy: &OpenPolicy,
@@ -67,10 +73,27 @@ impl PlanMaterial {
             cluster,
             size,
         };
-        let listed = segments.repository.list(cluster).await?;
-        let (catalog, unanswered) = (listed.catalog, listed.unanswered);
-        let timeline = choose_timeline(&catalog, timeline)?;
-        let path = fetch_path(&segments, &catalog, timeline).await?;
+        let mut listings = 1;
+        let (catalog, unanswered, path) = loop {
+            let listed = segments.repository.list(cluster).await?;
+            let (catalog, unanswered) = (listed.catalog, listed.unanswered);
+            let chosen = choose_timeline(&catalog, timeline)?;
+            let path = fetch_path(&segments, &catalog, chosen).await?;
+            let object = match find_unlisted(&segments, &catalog, &path, timeline.is_none()).await?
+            {
+                None => break (catalog, unanswered, path),
+                Some(key) => key.to_string(),
+            };
+            if listings == LISTINGS {
+                return Err(Error::Unlisted { object });
+            }
+            tracing::warn!(
+                object,
+                "the store's listing lacks what is stored: listing again"
+            );
+            listings += 1;
+            tokio::time::sleep(LISTING_PAUSE).await;
+        };
         let (backups, descriptors) = fetch_backups(&segments, &catalog).await?;
         let major = descriptors.values().next_back();
         let major = major.and_then(|backup| Major::from_number(u32::from(backup.pg_version)));
@@ -251,6 +274,48 @@ impl WalSource for StoredWal<'_> {
             }
         }
     }
+}
+
+/// Something that is stored and not listed, and with which the plan would be another one. Asked for is whatever would make the WAL that is listed
+/// end early: the segment behind the end of each timeline on the path, the first of a hole, one of which only chunks are listed; and, for
+/// the `newest` timeline, the history of the next one.
+async fn find_unlisted(
+    segments: &SegmentSource,
+    catalog: &Catalog,
+    path: &WalPath,
+    newest: bool,
+) -> Result<Option<ObjectKey>> {
+    let (cluster, size) = (segments.cluster, segments.size);
+    let mut suspects = Vec::new();
+    let next = path.history.timeline().get().checked_add(1);
+    if let Some(timeline) = next.filter(|_| newest).and_then(TimelineId::new) {
+        suspects.push(ObjectKey::History { cluster, timeline });
+    }
+    for timeline in path.lineages.keys() {
+        let left = path.history.switch_point(*timeline);
+        let holes = catalog.holes(*timeline, size).into_iter();
+        let ends = holes.map(|hole| hole.from).take(MAX_HOLES_ASKED);
+        let ends = ends.chain(catalog.wal_end(*timeline, size));
+        let mut names: BTreeSet<SegmentName> = ends
+            .map(|end| SegmentName::new(*timeline, size.segment(end), size))
+            .collect();
+        if let Some(objects) = catalog.timelines.get(timeline) {
+            let open = objects.tails.keys();
+            names.extend(open.filter(|name| !objects.segments.contains_key(name)));
+        }
+        let on_path = names.into_iter().filter(|name| {
+            let start = name.start(size);
+            start.is_some_and(|start| left.is_none_or(|left| start < left))
+        });
+        suspects.extend(on_path.map(|name| ObjectKey::Segment { cluster, name }));
+    }
+    for key in suspects {
+        let found = segments.repository.find_descriptor(&key, Absence::Likely);
+        if found.await?.is_some() {
+            return Ok(Some(key));
+        }
+    }
+    Ok(None)
 }
 
 /// What every backup says of itself.

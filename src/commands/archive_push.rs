@@ -9,10 +9,11 @@ use archiver::receive;
 use clap::{Args, ValueHint};
 use pitr::conf_file::{Statement, parse_lines};
 use pitr::recovery_conf::RESTORED_FROM;
+use repository::Deadlines;
 use repository::sealed::OpenPolicy;
 
 use super::Globals;
-use crate::config::{OnInvalid, Overrides};
+use crate::config::{Config, OnInvalid, Overrides};
 use crate::exit_code::ExitCode;
 use crate::failure::Advise;
 use crate::open;
@@ -24,14 +25,16 @@ use crate::open;
 #[command(after_help = "\
 In postgresql.conf:
   archive_mode = on
-  archive_command = 'walden archive-push --config /etc/walden/walden.toml %p'")]
+  archive_command = 'walden archive-push --config /etc/walden/walden.toml %p'
+
+One call takes [archive] patience at most, 5 minutes unless the configuration says otherwise; then it ends with 1.")]
 pub(crate) struct ArchivePushArgs {
     /// The file, as %p gives it
     #[arg(value_name = "PATH", value_hint = ValueHint::FilePath)]
     pub(crate) path: PathBuf,
 }
 
-/// Stores one file. The server calls again after every failure, so nothing is retried beyond the store's own deadline.
+/// Stores one file. The server calls again after every failure, so nothing goes on beyond `[archive] patience`.
 pub(crate) async fn run(args: ArchivePushArgs, globals: &Globals) -> Result<ExitCode> {
     let config = globals.load_hook_config(&Overrides::default())?;
     if let Some(from) = restored_from(&args.path)? {
@@ -40,11 +43,33 @@ pub(crate) async fn run(args: ArchivePushArgs, globals: &Globals) -> Result<Exit
             "a restored server must not write into its source's archive: leave archive_mode off, or let it replace its source with `walden init --adopt`",
         );
     }
-    let repositories = open::repositories(&config).await?;
+    let patience = config.archive.patience;
+    match tokio::time::timeout(patience, store(&args.path, &config)).await {
+        Ok(stored) => stored,
+        Err(_) => {
+            let during = "store the file".into();
+            let late: Result<ExitCode, _> = Err(archiver::Error::Timeout {
+                during,
+                after: patience,
+            });
+            late.hint("the server tries again; [archive] patience says how long one try may take")
+        }
+    }
+}
+
+async fn store(path: &Path, config: &Config) -> Result<ExitCode> {
+    // A little less than all there is: what the store said last is worth more than that time was up.
+    let total = config.archive.patience.mul_f64(0.9);
+    let deadlines = Deadlines {
+        // One request that hangs leaves time for others.
+        request: Deadlines::default().request.min(total / 3),
+        total,
+    };
+    let repositories = open::repositories_with(config, deadlines).await?;
     let push_config = PushConfig {
         repositories: &repositories,
         ack: config.archive.ack,
-        seal: open::seal_policy(&config)?,
+        seal: open::seal_policy(config)?,
         system_identifier: config.postgres.system_identifier.map(u64::from),
         incarnation: config.postgres.incarnation,
         on_invalid: match config.archive.on_invalid {
@@ -52,16 +77,11 @@ pub(crate) async fn run(args: ArchivePushArgs, globals: &Globals) -> Result<Exit
             OnInvalid::Refuse => receive::OnInvalid::Refuse,
         },
     };
-    let name = args
-        .path
-        .file_name()
-        .unwrap_or_default()
-        .display()
-        .to_string();
-    let file = WalFile::read(&args.path).with_context(|| format!("archive {name}"))?;
+    let name = path.file_name().unwrap_or_default().display().to_string();
+    let file = WalFile::read(path).with_context(|| format!("archive {name}"))?;
     // Archiving needs no key; only a history file that the server has lost does.
     let policy = if file.lacks_history() {
-        open::open_policy(&config, false).await?
+        open::open_policy(config, false).await?
     } else {
         OpenPolicy::default()
     };

@@ -127,6 +127,7 @@ pub(crate) async fn run(args: InitArgs, globals: &Globals) -> Result<ExitCode> {
         cluster.incarnation = known.incarnation;
         config.postgres.incarnation = known.incarnation;
         config.postgres.standby_slots = known.standby_slots;
+        config.postgres.wal_receiver_timeout = known.wal_receiver_timeout;
     }
 
     let wishes = KeyWishes {

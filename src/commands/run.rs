@@ -77,6 +77,7 @@ pub(crate) async fn run(args: RunArgs, globals: &Globals) -> Result<ExitCode> {
         slot: config.postgres.slot.clone(),
         cluster,
         standby_slots: config.postgres.standby_slots,
+        wal_receiver_timeout: config.postgres.wal_receiver_timeout,
         rpo: match config.archive.rpo {
             Rpo::Sync => receive::Rpo::Sync,
             Rpo::Interval(interval) => receive::Rpo::Interval(interval),

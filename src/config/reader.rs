@@ -2,8 +2,10 @@
 //! finished is an unknown key; the keys that were asked for are what it is compared with. Knows TOML, not our settings.
 
 use std::collections::BTreeSet;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
+use std::time::Duration;
 
+use crate::units::{exact_duration, parse_duration};
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -105,6 +107,27 @@ impl<'a> Table<'a> {
             let number = value.as_integer()?;
             i64::from_str_radix(number.as_str(), number.radix()).ok()
         })
+    }
+
+    /// A time such as `1m30s`, within bounds.
+    pub(crate) fn duration(
+        &mut self,
+        key: &'static str,
+        bounds: &RangeInclusive<Duration>,
+    ) -> Result<Option<Duration>, Complaint> {
+        let Some(text) = self.string(key)? else {
+            return Ok(None);
+        };
+        let time = parse_duration(&text.value).map_err(|message| text.complain(message))?;
+        if !bounds.contains(&time) {
+            let (low, high) = (
+                exact_duration(*bounds.start()),
+                exact_duration(*bounds.end()),
+            );
+            let message = format!("`{key}` of {} is outside {low} to {high}", text.value);
+            return Err(text.complain(message));
+        }
+        Ok(Some(time))
     }
 
     /// A list of strings; absent reads as empty.

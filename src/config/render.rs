@@ -7,7 +7,9 @@ use ::repository::identity::SecretReference;
 use ::repository::sealed::Compression;
 use serde_json::{Value, json};
 
-use super::{Ack, Archive, Config, Encryption, Location, OnInvalid, Repository, Restore, Rpo};
+use super::{
+    Ack, Archive, Config, Encryption, Location, OnInvalid, Postgres, Repository, Restore, Rpo,
+};
 use crate::redact;
 use crate::units::exact_duration;
 
@@ -97,6 +99,15 @@ impl Config {
         if !self.postgres.standby_slots {
             line(out, "standby_slots", "false");
         }
+        let timeout = self.postgres.wal_receiver_timeout;
+        if timeout != Postgres::default().wal_receiver_timeout {
+            out.push_str("# A server that is silent for so long is connected to anew.\n");
+            line(
+                out,
+                "wal_receiver_timeout",
+                &quote(&exact_duration(timeout)),
+            );
+        }
         out.push('\n');
     }
 
@@ -110,6 +121,7 @@ impl Config {
                 "system_identifier": self.postgres.system_identifier.map(|identifier| identifier.to_string()),
                 "incarnation": self.postgres.incarnation,
                 "standby_slots": self.postgres.standby_slots,
+                "wal_receiver_timeout": exact_duration(self.postgres.wal_receiver_timeout),
             },
             "archive": {
                 "rpo": self.archive.rpo.to_text(),
@@ -122,6 +134,7 @@ impl Config {
                 "compression": compression_to_text(self.archive.compression),
                 "descriptor": self.archive.descriptor_to_text(),
                 "disk_guard": self.archive.disk_guard.map(super::DiskGuard::to_json),
+                "patience": exact_duration(self.archive.patience),
             },
             "backup": { "on_gap": self.backup.on_gap },
             "restore": { "patience": exact_duration(self.restore.patience) },
@@ -194,6 +207,10 @@ impl Archive {
         }
         if let Some(guard) = self.disk_guard {
             guard.render(out);
+        }
+        if self.patience != Archive::default().patience {
+            out.push_str("# How long archive-push may take before it leaves the file to the server's next try.\n");
+            line(out, "patience", &quote(&exact_duration(self.patience)));
         }
         out.push('\n');
     }

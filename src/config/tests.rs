@@ -93,7 +93,9 @@ fn what_is_rendered_reads_back_equal() {
         .replace("host=db1", r#"options='-c a=\"b\"' host=db1"#)
         + "endpoint = 'https://s3.example:8333'\nregion = 'eu-1'\npath_style = true\nca_file = 'ca.pem'\n\
            access_key = 'env:K'\nsecret_key = 'file:s'\n";
-    let patient = format!("{SMALLEST}[restore]\npatience = '1h30m'\n");
+    let patient = format!(
+        "{SMALLEST}[archive]\npatience = '7s'\n[postgres]\nwal_receiver_timeout = '2s'\n[restore]\npatience = '1h30m'\n"
+    );
     let guarded =
         format!("{SMALLEST}[archive]\ndisk_guard = {{ warn = '10GB' }}\n[backup]\non_gap = true\n");
     let dropping = format!("{SMALLEST}[archive]\ndisk_guard = {{ drop_slot = '50GB' }}\n");
@@ -358,6 +360,21 @@ fn values_that_cannot_be_used_are_refused() {
         "`patience`",
     );
     let archive = |setting: &str| format!("{SMALLEST}[archive]\n{setting}\n");
+    refused(
+        &archive("patience = '8d'"),
+        Some(5),
+        "`patience` of 8d is outside 1s to 7d",
+        "",
+    );
+    let postgres = |setting: &str| format!("{SMALLEST}[postgres]\n{setting}\n");
+    for off in ["0s", "2h"] {
+        refused(
+            &postgres(&format!("wal_receiver_timeout = '{off}'")),
+            Some(5),
+            "outside 1s to 1h",
+            "",
+        );
+    }
     refused(&archive("rpo = '5'"), Some(5), "not a duration", "");
     refused(&archive("rpo = '10ms'"), Some(5), "outside 100ms to 1h", "");
     refused(&archive("rpo = 5"), Some(5), "must be a string", "");

@@ -2,11 +2,15 @@
 //! full disks, expired credentials, restarts. Afterwards the promises are asserted by restores, by the rows of logged commits and
 //! by the store's own bytes, never by log lines. Seeds are printed; `WALDEN_TEST_SEED` replays one.
 
+mod budgets;
 mod clock;
 mod disks;
 mod gauntlets;
 mod kills;
+mod listings;
+mod local_kills;
 mod restarts;
+mod silence;
 mod stalls;
 mod standby;
 mod storms;
@@ -19,13 +23,14 @@ use crate::support::fault_proxy::store::StoreProxy;
 use crate::support::object_store::Bucket;
 use crate::support::oracle::{Oracle, assert_same_rows, rows};
 use crate::support::postgres::Server;
-use crate::support::process::{self, Running};
+use crate::support::process::{self, COMMAND_DEADLINE, Running};
 use crate::support::restored::Restorer;
 use crate::support::s3::hex;
 use crate::support::wal_dump::Target;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 const DEADLINE: Duration = Duration::from_secs(90);
@@ -181,6 +186,17 @@ impl Iterator for Rounds {
         process::note(&format!("WALDEN_TEST_SEED={seed}"));
         Some(Round { seed })
     }
+}
+
+/// Makes a library of one of the C files here, to be preloaded into `walden`.
+fn preload(name: &str, folder: &Path) -> PathBuf {
+    let library = folder.join(format!("{name}.so"));
+    let source = format!("{}/tests/it/faults/{name}.c", env!("CARGO_MANIFEST_DIR"));
+    let mut compile = process::command("cc");
+    compile.args(["-shared", "-fPIC", "-O1", "-ftls-model=initial-exec", "-o"]);
+    compile.arg(&library).arg(source);
+    process::run(compile, COMMAND_DEADLINE).expect_success();
+    library
 }
 
 /// What a process uses.

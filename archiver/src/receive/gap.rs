@@ -4,12 +4,14 @@
 //! something behind it is stored the next session begins at the repository's end again and finds the same. Owns the search and the record.
 //! Does not own where to resume (`resume.rs`) or the slot (`slot.rs`).
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use repository::Stored;
 use repository::catalog::GapRange;
 use repository::gap::GapDocument;
-use wal_format::SegmentNumber;
+use repository::key::ObjectKey;
+use repository::{ErrorClass, Stored};
+use wal_format::{SegmentName, SegmentNumber};
 
 use super::disk_guard::GivenUp;
 use super::slot::beside;
@@ -45,6 +47,9 @@ impl Receiver {
         let unrecorded: Vec<GapRange> = missing
             .flat_map(|stretch| catalog.unrecorded_in(stretch))
             .collect();
+        for gap in &unrecorded {
+            self.require_missing(*gap).await?;
+        }
         if unrecorded.is_empty() {
             tracing::warn!(%from, to = %next.start, "going on behind a gap that is on record");
         }
@@ -82,11 +87,41 @@ impl Receiver {
             self.config.slot, given_up.kept_bytes
         );
         for gap in missing {
+            self.require_missing(gap).await?;
             self.put_gap(gap, &why).await?;
             tracing::error!(from = %gap.from, to = %gap.to, timeline = gap.timeline.get(), why,
                 "recorded a gap: what the server still has of it is fetched now and closes it");
         }
         Ok(())
+    }
+
+    /// A listing that lacks what is stored proves no gap: asks for the first and the last segment of the stretch themselves.
+    async fn require_missing(&self, gap: GapRange) -> Result<()> {
+        let ends = [gap.from, gap.to.saturating_sub(1)].map(|lsn| self.size.segment(lsn));
+        let ends = BTreeSet::from(ends);
+        let (mut answered, mut failed) = (false, None);
+        for number in ends {
+            let name = SegmentName::new(gap.timeline, number, self.size);
+            let key = ObjectKey::Segment {
+                cluster: self.cluster,
+                name,
+            };
+            for repository in self.uploader.repositories() {
+                match repository.fetch_descriptor(&key).await {
+                    Ok(_) => {
+                        let object = format!("{}/{key}", repository.url());
+                        return Err(Error::Unlisted { object });
+                    }
+                    Err(error) if error.class() == ErrorClass::NotFound => answered = true,
+                    Err(error) => failed = Some(error),
+                }
+            }
+        }
+        // As with listings: one that cannot be asked is gone on without.
+        match failed.filter(|_| !answered) {
+            Some(error) => Err(error.into()),
+            None => Ok(()),
+        }
     }
 
     async fn put_gap(&mut self, gap: GapRange, why: &str) -> Result<()> {

@@ -93,6 +93,8 @@ pub struct ReceiverConfig {
     pub cluster: ClusterDocument,
     /// Whether a slot is kept on each of the other listed servers too.
     pub standby_slots: bool,
+    /// How long the server may be silent before the connection counts as lost.
+    pub wal_receiver_timeout: Duration,
     /// How long bytes may wait.
     pub rpo: Rpo,
     /// What happens to invalid WAL.
@@ -300,6 +302,7 @@ impl Receiver {
     async fn session(&mut self, fillers: &Fillers) -> Result<SessionEnd> {
         let candidates = self.hosts.candidates(&self.config.connection);
         let mut connection = Connection::connect(&candidates, Mode::PhysicalReplication).await?;
+        connection.deadlines_mut().silence = self.config.wal_receiver_timeout;
         self.hosts.connected_to(connection.host());
         connection.require_supported()?;
         let identity = check_identity(&mut connection, &self.config.cluster).await?;

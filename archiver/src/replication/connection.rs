@@ -52,8 +52,8 @@ pub struct Connection {
     pub(super) last_heard: Instant,
     /// What was last reported while streaming.
     pub(super) last_status: Option<StatusUpdate>,
-    /// A sign of life was asked for since then.
-    pub(super) is_pinged: bool,
+    /// When a sign of life was asked for since then.
+    pub(super) pinged: Option<Instant>,
     mode: Mode,
     parameters: BTreeMap<String, String>,
     server_major: u32,
@@ -94,7 +94,7 @@ impl Connection {
             stream: StreamSession::default(),
             last_heard: Instant::now(),
             last_status: None,
-            is_pinged: false,
+            pinged: None,
             mode: established.mode,
             parameters: established.parameters,
             server_major: established.server_major,

@@ -53,7 +53,7 @@ impl Connection {
         self.send_query("START_REPLICATION", &command).await?;
         self.stream = StreamSession::default();
         self.last_status = None;
-        self.is_pinged = false;
+        self.pinged = None;
         loop {
             let deadline = self.deadlines.reply;
             let message = self.receive("START_REPLICATION", deadline).await?;
@@ -88,7 +88,8 @@ impl Connection {
     /// Cancel-safe: in a `select!` loop, dropping this and calling it again loses nothing, and it also sends what an earlier,
     /// dropped [`Connection::send_status`] left behind. WAL data are slices of the read buffer: copy them if they are to live long.
     ///
-    /// After `silence / 2` without a byte the last status is repeated with a request for a reply; after `silence` it is a `Timeout`.
+    /// After `silence / 2` without a byte the last status is repeated with a request for a reply; when none comes within as long again, it is
+    /// a `Timeout`. Time in which nobody called this, because more could not be held, is no silence of the server.
     ///
     /// # Errors
     /// `Server` (`AheadOfFlush`, `WalRemoved`, `ShuttingDown`, …), `ConnectionLost`, `Timeout`, `Protocol`; `WrongState` unless streaming.
@@ -159,19 +160,17 @@ impl Connection {
 
     async fn wait_for_bytes(&mut self) -> Result<()> {
         let silence = self.deadlines.silence;
-        let patience = if self.is_pinged { silence } else { silence / 2 };
-        let wait = patience
-            .saturating_sub(self.last_heard.elapsed())
-            .max(MIN_WAIT);
+        let since = self.pinged.unwrap_or(self.last_heard);
+        let wait = (silence / 2).saturating_sub(since.elapsed()).max(MIN_WAIT);
         match within(DURING, wait, self.framed.fill()).await {
             Ok(0) => Err(self.broken(lost(DURING, None))),
             Ok(_) => {
                 self.last_heard = Instant::now();
-                self.is_pinged = false;
+                self.pinged = None;
                 Ok(())
             }
-            Err(Error::Timeout { .. }) if !self.is_pinged => {
-                self.is_pinged = true;
+            Err(Error::Timeout { .. }) if self.pinged.is_none() => {
+                self.pinged = Some(Instant::now());
                 self.queue_ping()
             }
             Err(Error::Timeout { during, .. }) => {

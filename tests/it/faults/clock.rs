@@ -1,9 +1,9 @@
 //! A wall clock that jumps: what waits, waits by another one, and nothing is lost. The clock is moved beneath the program.
 
-use super::{DEADLINE, Rig};
+use super::{DEADLINE, Rig, preload};
 use crate::run::{flushed, lsn, write_wal};
 use crate::support::oracle::Oracle;
-use crate::support::process::{self, COMMAND_DEADLINE};
+use crate::support::process;
 use crate::support::wait_until;
 use crate::support::wal_dump::Lsn;
 use std::fs;
@@ -16,12 +16,7 @@ const JUMPS: [i64; 5] = [60, -120, 600, -600, 300];
 fn a_clock_that_jumps_stops_nothing() {
     let mut rig = Rig::new(18, "100ms");
     let scratch = rig.server.scratch().to_owned();
-    let (library, file) = (scratch.join("clock.so"), scratch.join("clock"));
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/faults/shim.c");
-    let mut compile = process::command("cc");
-    compile.args(["-shared", "-fPIC", "-O1", "-o"]);
-    compile.arg(&library).arg(source);
-    process::run(compile, COMMAND_DEADLINE).expect_success();
+    let (library, file) = (preload("clock", &scratch), scratch.join("clock"));
     // Replaced, not changed: nobody reads half a number.
     let set = |seconds: i64| {
         let new = scratch.join("clock.new");

@@ -12,7 +12,7 @@ use crate::support::walden::Walden;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const KILLED: i32 = 128 + 9;
+pub(super) const KILLED: i32 = 128 + 9;
 
 impl Rig {
     /// Kills what `start` starts at one request.

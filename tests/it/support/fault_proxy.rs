@@ -3,6 +3,7 @@
 //! happen has tested nothing, and fails. Does not own what must hold afterwards.
 
 mod http;
+mod listing;
 pub(crate) mod server;
 pub(crate) mod store;
 
@@ -24,9 +25,10 @@ const LONGEST_HOLD: Duration = Duration::from_secs(15 * 60);
 pub(crate) enum Fault {
     /// Everything waits for so long.
     Delay(Duration),
-    /// It is taken and never answered; the connection stays open.
+    /// It is taken and never answered; the connection stays open. Of a connection to a server: neither side hears of the other any more, not
+    /// even of its end.
     Stall,
-    /// Half of the answer, then silence.
+    /// Half of the answer, then silence. Of a connection to a server: what the client says still arrives.
     StallInAnswer,
     /// The connection is reset before anything is done.
     Reset,
@@ -52,6 +54,10 @@ pub(crate) enum Fault {
     TruncatedRequest,
     /// A bit of the answer's body is another one.
     FlippedBit,
+    /// Of a listing: as it was at that moment, without what was written since.
+    ListedAsOf(Instant),
+    /// Of a listing: without one object whose key holds this, chosen by the proxy's random numbers.
+    Unlisted(&'static str),
     /// The process that asks is killed when its request arrives: nothing is done.
     KillBefore,
     /// The store does it; the process is killed before the answer is sent on.
@@ -66,6 +72,8 @@ impl Fault {
             Self::Drip(..) => "drip".to_owned(),
             Self::Bandwidth(_) => "bandwidth".to_owned(),
             Self::Status(code) => code.to_string(),
+            Self::ListedAsOf(_) => "listed as of".to_owned(),
+            Self::Unlisted(_) => "unlisted".to_owned(),
             other => {
                 let mut name = String::new();
                 for letter in format!("{other:?}").chars() {

@@ -12,6 +12,7 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// A connection that is slow is slow for so many bytes.
@@ -123,6 +124,11 @@ impl ServerProxy {
         self.shared.state().fired.clone()
     }
 
+    /// Connections that were made so far.
+    pub(crate) fn connections(&self) -> u64 {
+        self.shared.connections.load(Ordering::Relaxed)
+    }
+
     /// How long the other side bore each silence that it ended itself.
     pub(crate) fn take_held(&self) -> Vec<Duration> {
         std::mem::take(&mut self.shared.state().held)
@@ -174,9 +180,8 @@ impl Shared {
         let silent = Arc::new(AtomicBool::new(false));
         let is_silent = Arc::clone(&silent);
         let up = std::thread::spawn(move || pass_up(up_from, up_to, &is_silent));
-        self.pass_down(server, client, chance, &silent);
-        // Ends with the connection: both of its sides are closed by now or shut down.
-        drop(up);
+        // Ends with the connection: both of its sides are closed by then or shut down.
+        self.pass_down(server, client, chance, &silent, &up);
     }
 
     /// From the server to the client, and what goes wrong on the way.
@@ -186,6 +191,7 @@ impl Shared {
         mut client: TcpStream,
         mut chance: Option<Trap>,
         silent: &AtomicBool,
+        up: &JoinHandle<()>,
     ) {
         let mut passed = 0_u64;
         let mut slow: Option<(Fault, u64)> = None;
@@ -214,10 +220,27 @@ impl Shared {
             match sprung {
                 None => {}
                 Some(Fault::Delay(time)) => pause(time, &self.closed),
-                Some(Fault::Stall | Fault::StallInAnswer) => {
+                Some(Fault::Stall) => {
                     silent.store(true, Ordering::Relaxed);
                     let time = self.hold_silently(&mut client);
                     self.state().held.push(time);
+                    // The server is not told: it finds out by itself.
+                    while !self.closed.load(Ordering::Relaxed) {
+                        match server.read(&mut piece) {
+                            Ok(1..) => {}
+                            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                            Ok(0) | Err(_) => break,
+                        }
+                    }
+                    break;
+                }
+                Some(Fault::StallInAnswer) => {
+                    let begun = Instant::now();
+                    // The other direction's thread sees the client's end.
+                    while !up.is_finished() && !self.closed.load(Ordering::Relaxed) {
+                        pause(Duration::from_millis(10), &self.closed);
+                    }
+                    self.state().held.push(begun.elapsed());
                     break;
                 }
                 Some(Fault::Reset | Fault::ReplyLost) => {

@@ -2,7 +2,7 @@
 //! succeeded, so that a second one to the same key is seen, and every request's fate, so that retries can be counted.
 
 use super::http::{Answer, Head};
-use super::{Fault, Rule, Rules, Victim, close_sending, hold, pause, reset};
+use super::{Fault, Rule, Rules, Victim, close_sending, hold, listing, pause, reset};
 use crate::support::object_store::Bucket;
 use std::collections::BTreeMap;
 use std::io::{BufReader, Read, Result, Write};
@@ -48,8 +48,10 @@ struct Books {
     fates: Vec<Fate>,
     /// Requests that arrived, by method.
     requests: BTreeMap<String, u64>,
-    /// Writes that the store said it did, by target.
-    written: BTreeMap<String, u32>,
+    /// Writes that the store said it did, by target: how many, and the last.
+    written: BTreeMap<String, (u32, Instant)>,
+    /// Keys that were left out of listings by chance.
+    unlisted: Vec<String>,
     /// What must never be asked.
     offences: Vec<String>,
 }
@@ -127,6 +129,11 @@ impl StoreProxy {
         self.shared.books().requests.values().sum()
     }
 
+    /// Keys that were left out of listings by chance since the last time.
+    pub(crate) fn take_unlisted(&self) -> Vec<String> {
+        std::mem::take(&mut self.shared.books().unlisted)
+    }
+
     /// What became of the requests since the last time.
     pub(crate) fn take_fates(&self) -> Vec<Fate> {
         std::mem::take(&mut self.shared.books().fates)
@@ -137,7 +144,7 @@ impl StoreProxy {
     pub(crate) fn assert_write_once(&self) {
         let books = self.shared.books();
         assert!(books.offences.is_empty(), "{:#?}", books.offences);
-        let twice = books.written.iter().filter(|(_, count)| **count > 1);
+        let twice = books.written.iter().filter(|(_, (count, _))| *count > 1);
         assert_eq!(Vec::from_iter(twice), Vec::new(), "written twice");
     }
 }
@@ -190,7 +197,9 @@ impl Shared {
             let goes_on = exchange.run(fault, &mut reader, &mut status);
             let mut books = self.books();
             if let (Some(200..300), "PUT") = (status, method.as_str()) {
-                *books.written.entry(target.clone()).or_default() += 1;
+                let now = Instant::now();
+                let (count, last) = books.written.entry(target.clone()).or_insert((0, now));
+                (*count, *last) = (*count + 1, now);
             }
             if books.fates.len() < MAX_KEPT {
                 books.fates.push(Fate {
@@ -264,8 +273,9 @@ impl Exchange<'_> {
             _ => {}
         }
 
-        let answer = self.ask(&body)?;
+        let mut answer = self.ask(&body)?;
         *status = Some(answer.status());
+        self.falsify(fault, &mut answer);
         let (head, mut body) = (answer.framed(), answer.body.clone());
         let half = body.len() / 2;
         match fault {
@@ -343,6 +353,30 @@ impl Exchange<'_> {
             }
         }
         Ok(true)
+    }
+
+    /// Leaves out of a listing what the fault says.
+    fn falsify(&self, fault: Option<Fault>, answer: &mut Answer) {
+        let left_out: Vec<String> = match fault {
+            Some(Fault::ListedAsOf(moment)) => {
+                let books = self.shared.books();
+                let later = books.written.iter().filter(|(_, (_, at))| *at > moment);
+                later.map(|(target, _)| listing::key_of(target)).collect()
+            }
+            Some(Fault::Unlisted(part)) => {
+                let mut keys = listing::keys(&answer.body);
+                keys.retain(|key| key.contains(part));
+                if keys.is_empty() {
+                    return;
+                }
+                let index = self.shared.rules().random.below(keys.len() as u64);
+                let key = keys.swap_remove(usize::try_from(index).expect("few"));
+                self.shared.books().unlisted.push(key.clone());
+                vec![key]
+            }
+            _ => return,
+        };
+        answer.body = listing::without(&answer.body, |key| left_out.iter().any(|out| out == key));
     }
 
     fn read_body(&self, reader: &mut BufReader<TcpStream>, rate: Option<u32>) -> Result<Vec<u8>> {
