@@ -25,6 +25,8 @@ const OF_QUESTIONS: [(Fault, u64); 8] = [
     (Fault::Drip(500, Duration::from_millis(2)), 5),
     (Fault::Stall, 1),
 ];
+/// How many bytes of WAL the standby may be behind before nothing more is written.
+const MOST_BEHIND: u64 = 8 << 20;
 const FIGURES: &str = "select count(*), coalesce(sum(hashtext(note || n)), 0) from kept";
 
 impl Rig {
@@ -121,10 +123,24 @@ fn soak_a_standby_follows_through_faults_and_takes_no_dead_branch() {
         write_wal(&rig.server, 1);
         finish_segment(&rig.server);
         std::thread::sleep(Duration::from_millis(300));
-        assert!(follower.is_running(), "it died\n{}", follower.log());
-        let now = lsn(&follower.psql("select pg_last_wal_replay_lsn()"));
-        assert!(now >= replayed, "{now} after {replayed}");
-        replayed = now;
+        let written = lsn(&rig.server.psql("select pg_current_wal_flush_lsn()"));
+        let begun = Instant::now();
+        // Faults cost it seconds each: who writes waits for it, or after an hour it would be minutes behind.
+        loop {
+            assert!(follower.is_running(), "it died\n{}", follower.log());
+            let now = lsn(&follower.psql("select pg_last_wal_replay_lsn()"));
+            assert!(now >= replayed, "{now} after {replayed}");
+            replayed = now;
+            if written.saturating_sub(MOST_BEHIND) <= now {
+                break;
+            }
+            assert!(
+                begun.elapsed() < DEADLINE,
+                "it stays behind\n{}",
+                follower.log()
+            );
+            std::thread::sleep(Duration::from_millis(100));
+        }
     }
     finish_segment(&rig.server);
     wait_until_same(&mut follower, &rig.server, DEADLINE);
