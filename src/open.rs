@@ -244,40 +244,6 @@ pub(crate) async fn find_cluster_anywhere(
     Err(first.unwrap_or_else(|| anyhow!("{}: no repository", config.source_name())))
 }
 
-/// The first configured repository that answers, and its cluster; the others are filled from it.
-///
-/// # Errors
-/// As [`find_cluster_anywhere`], if none answers.
-pub(crate) async fn first_that_answers(config: &Config) -> Result<(Repository, ClusterDocument)> {
-    let mut first = None;
-    for repository in repositories(config).await? {
-        let impatient = async {
-            require_repository(&repository).await?;
-            find_cluster(config, &repository, None).await
-        };
-        let asked = match tokio::time::timeout(ANSWER_DEADLINE, impatient).await {
-            Ok(asked) => asked,
-            Err(_) => Err(anyhow!(
-                "{}: no answer within {ANSWER_DEADLINE:?}",
-                repository.url()
-            )),
-        };
-        match asked {
-            Ok(cluster) => return Ok((repository, cluster)),
-            Err(error) => {
-                if config.repositories.len() > 1 {
-                    tracing::warn!("{error:#}; asking the next repository");
-                }
-                first.get_or_insert(error);
-            }
-        }
-    }
-    Err(first.unwrap_or_else(|| anyhow!("{}: no repository", config.source_name())))
-}
-
-/// How long a repository may take to say what it knows before the next one is asked.
-const ANSWER_DEADLINE: Duration = Duration::from_secs(60);
-
 /// The store's deadlines for a command that a person waits for: asking again is cheap, waiting five minutes is not.
 pub(crate) const IMPATIENT: Deadlines = Deadlines {
     request: Duration::from_secs(5),
