@@ -9,13 +9,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use repository::cluster::ClusterDocument;
 use repository::key::ObjectKey;
 use repository::mirror::Ack;
 use repository::sealed::{BufferPool, Facts, SealPolicy, Sealed, Sealer};
 use repository::{ErrorClass, Repository, Stored};
 
-use crate::Result;
 use crate::everywhere::{Waits, everywhere};
+use crate::{Error, Result};
 
 /// First wait after a failed upload.
 const FIRST_WAIT: Duration = Duration::from_millis(500);
@@ -85,6 +86,14 @@ impl Uploader {
     #[must_use]
     pub fn ack(&self) -> Ack {
         self.ack
+    }
+
+    /// Names of the repositories that have shown other contents under a key of ours, since the process began.
+    #[must_use]
+    pub fn refused(&self) -> Vec<&str> {
+        let all = self.repositories.iter().enumerate();
+        let refused = all.filter(|(number, _)| self.is_refused(*number));
+        refused.map(|(_, repository)| repository.name()).collect()
     }
 
     /// Whether the repository of this number has shown other contents under a key of ours, since the process began.
@@ -184,7 +193,7 @@ impl Uploader {
     ///
     /// # Errors
     /// The error that was passed in: they cannot.
-    pub(crate) fn can_go_on(&self, error: crate::Error) -> Result<()> {
+    pub(crate) fn can_go_on(&self, error: Error) -> Result<()> {
         match error.class() {
             ErrorClass::Conflict | ErrorClass::Corrupt if self.require_enough().is_ok() => Ok(()),
             _ => Err(error),
@@ -200,7 +209,7 @@ impl Uploader {
         let left = (0..all).filter(|number| !self.is_refused(*number)).count();
         match self.ack.is_met(left, all) {
             true => Ok(()),
-            false => Err(crate::Error::TooFewRepositories {
+            false => Err(Error::TooFewRepositories {
                 left,
                 needed: self.ack.needed(all),
             }),
@@ -217,7 +226,8 @@ impl Uploader {
         self.with_patience(number, &sealed.key, store).await
     }
 
-    async fn with_patience<F: Future<Output = repository::Result<Stored>>>(
+    /// As [`Uploader::put_to`], of whatever `store` stores under `key`.
+    pub(crate) async fn with_patience<F: Future<Output = repository::Result<Stored>>>(
         &self,
         number: usize,
         key: &ObjectKey,
@@ -258,6 +268,34 @@ impl Uploader {
             error = error_text(error),
             "CONFLICT: this repository holds other contents than ours; nothing is overwritten, and nothing more is stored there"
         );
+    }
+}
+
+/// Whether a repository is there and knows the cluster: nothing is written into anything else.
+///
+/// # Errors
+/// `UnknownCluster`, `WrongServer`; from the store.
+pub(crate) async fn require_known(
+    repository: &Repository,
+    cluster: &ClusterDocument,
+) -> Result<()> {
+    let known = match repository.fetch_identity().await? {
+        Some(_) => repository.fetch_cluster(cluster.id()).await?,
+        None => None,
+    };
+    match known {
+        None => Err(Error::UnknownCluster {
+            cluster: cluster.id().to_string(),
+            repository: repository.url().to_owned(),
+        }),
+        Some(known) => match known.difference(cluster) {
+            None => Ok(()),
+            Some(what) => Err(Error::WrongServer {
+                what,
+                expected: format!("that of {}", repository.url()),
+                found: "another one".to_owned(),
+            }),
+        },
     }
 }
 

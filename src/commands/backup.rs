@@ -69,9 +69,10 @@ pub(crate) async fn run(args: BackupArgs, globals: &Globals) -> Result<ExitCode>
     let config = globals.load_config(&overrides)?;
     let server = open::connection_info(&config)?;
     let policy = open::seal_policy(&config)?;
-    let (repository, cluster) = open::first_that_answers(&config).await?;
-    let url = repository.url().to_owned();
-    let uploader = Uploader::new(repository, policy, base_backup::UPLOAD_BUFFERS);
+    let repositories = open::repositories(&config).await?;
+    let cluster = open::find_cluster_anywhere(&config, &repositories).await?;
+    let (ack, buffers) = (config.archive.ack, base_backup::UPLOAD_BUFFERS);
+    let uploader = Uploader::mirrored(repositories, ack, policy, buffers);
     let request = BackupRequest {
         server: &server,
         uploader: &uploader,
@@ -96,15 +97,17 @@ pub(crate) async fn run(args: BackupArgs, globals: &Globals) -> Result<ExitCode>
     display.finish();
     let backup = taken.map_err(advise).context("take a base backup")?;
     let took = began.elapsed();
-    let label = backup.descriptor.label.parse()?;
-    let mut copies = Vec::new();
-    let from = uploader.repository();
+    let is_left_out = |number| backup.left_out.iter().any(|left| left.repository == number);
+    let mut repositories = uploader.repositories().iter().enumerate();
+    let (number, from) = repositories
+        .find(|(number, _)| !is_left_out(*number))
+        .context("no repository has the backup")?;
+    let mut copies = elsewhere::copies(&config, number, &backup);
     tokio::select! {
-        () = elsewhere::store(&config, from, cluster.id(), &label, &globals.screen, &mut copies) => {}
+        () = elsewhere::fill(&config, from, &cluster, &backup, &globals.screen, &mut copies) => {}
         () = shutdown.requested() => {}
     }
-    elsewhere::add_left_out(&config, from, &mut copies);
-    print(globals, &backup, &copies, &url, took)?;
+    print(globals, &backup, &copies, from.url(), took)?;
     let everywhere = copies.iter().all(|copy| copy.problem.is_none());
     Ok(match backup.names.warnings.is_empty() && everywhere {
         true => ExitCode::Done,

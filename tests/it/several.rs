@@ -4,6 +4,8 @@
 mod backups;
 mod door;
 mod outages;
+mod refusals;
+mod three;
 
 use crate::support::object_store::Bucket;
 use crate::support::postgres::Server;
@@ -97,23 +99,9 @@ impl Pair {
     /// Waits until both hold the same, but for chunks of segments that are sealed, and what each has of its own.
     #[track_caller]
     fn wait_until_same(&self) {
-        let counts = |path: &str, sealed: &[String]| match path.parse() {
-            Ok(ObjectKey::Tail { name, .. }) => !sealed
-                .iter()
-                .any(|path| path.ends_with(&format!("/{name}.wal"))),
-            Ok(ObjectKey::Repository | ObjectKey::Rescue | ObjectKey::RollUp { .. }) => false,
-            Ok(_) => true,
-            Err(_) => false,
-        };
         let compared = wait_until("both repositories hold the same", DEADLINE, || {
-            let mut near: Vec<String> = self.near_objects().into_keys().collect();
-            let mut far = self.far_paths();
-            let sealed: Vec<String> = near.iter().chain(&far).cloned().collect();
-            near.retain(|path| counts(path, &sealed));
-            far.retain(|path| counts(path, &sealed));
-            near.sort();
-            far.sort();
-            (near == far).then_some(near)
+            let near = self.near_objects().into_keys().collect();
+            same_paths(vec![near, self.far_paths()])
         });
         let near = self.near_objects();
         let segments = compared
@@ -152,6 +140,28 @@ impl Pair {
             mib * 1024
         ));
     }
+}
+
+/// What all of these hold, if it is the same, but for chunks of segments that are sealed, and what each has of its own.
+fn same_paths(mut listings: Vec<Vec<String>>) -> Option<Vec<String>> {
+    let sealed: Vec<String> = listings.iter().flatten().cloned().collect();
+    let counts = |path: &String| match path.parse() {
+        Ok(ObjectKey::Tail { name, .. }) => !sealed
+            .iter()
+            .any(|path| path.ends_with(&format!("/{name}.wal"))),
+        Ok(ObjectKey::Repository | ObjectKey::Rescue | ObjectKey::RollUp { .. }) => false,
+        Ok(_) => true,
+        Err(_) => false,
+    };
+    for listing in &mut listings {
+        listing.retain(counts);
+        listing.sort();
+    }
+    let first = listings.pop()?;
+    listings
+        .iter()
+        .all(|other| *other == first)
+        .then_some(first)
 }
 
 fn terminate(run: Running) -> String {

@@ -1,11 +1,13 @@
 //! A full base backup: BASE_BACKUP over the replication connection, cut into parts that are sealed and stored while it arrives.
 //!
 //! Owns the order of things: nothing begins unless somebody archives; the label is claimed before anything else of the backup; the
-//! descriptor is written last, when every part, the manifest and the WAL up to the stop LSN are durable. Whatever ends it earlier
-//! leaves objects that no listing shows as a backup. Does not own the protocol (`replication`), sealing and storing (`upload`), or
+//! descriptor is written last in each repository, when every part, the manifest and the WAL up to the stop LSN are durable there. Whatever ends
+//! it earlier leaves objects that no listing shows as a backup. Everything is read and sealed once, and goes to all repositories side by side
+//! (`holders.rs`). Does not own the protocol (`replication`), sealing and storing (`upload`), or
 //! receiving WAL (`receive`).
 
 mod archiving;
+mod holders;
 mod members;
 mod names;
 mod parts;
@@ -13,22 +15,24 @@ mod receive;
 mod wal;
 
 use std::future::Future;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use repository::ErrorClass;
 use repository::backup::{BackupClaim, BackupDescriptor, PartDescriptor};
 use repository::cluster::ClusterDocument;
 use repository::descriptor::FORMAT;
-use repository::key::{BackupLabel, BackupObject, ObjectKey};
-use repository::manifest::ManifestFacts;
+use repository::key::{BackupLabel, BackupObject};
+use repository::manifest::{ManifestFacts, WalRange};
 use repository::wal::lineage;
-use serde::Serialize;
+use repository::{ErrorClass, Repository};
 use wal_format::{Lsn, TimelineId};
 
+use self::holders::Holders;
+pub use self::holders::LeftOut;
 pub use self::names::NamesTaken;
 use self::parts::Place;
 use self::receive::Received;
 use self::wal::StoredWal;
+pub use self::wal::require_wal;
 use crate::replication::{CancelToken, Connection, ConnectionInfo, Mode, SystemIdentity};
 use crate::server_identity::check_identity;
 use crate::upload::{Uploader, error_text};
@@ -38,8 +42,6 @@ use crate::{Error, Result};
 pub const UPLOAD_BUFFERS: usize = parts::SEALED_PARTS;
 /// How long telling the server to stop may take.
 const CANCEL_DEADLINE: Duration = Duration::from_secs(5);
-/// Pause between two attempts to store a document.
-const DOCUMENT_PAUSE: Duration = Duration::from_secs(2);
 
 /// What to back up, to where, and how.
 #[derive(Clone, Debug)]
@@ -72,7 +74,7 @@ impl Default for BackupOptions {
 pub struct BackupRequest<'a> {
     /// The server: a primary or a standby.
     pub server: &'a ConnectionInfo,
-    /// Where it goes; keeps [`UPLOAD_BUFFERS`] buffers at best.
+    /// Where it goes, to all of them; keeps [`UPLOAD_BUFFERS`] buffers at best.
     pub uploader: &'a Uploader,
     /// The cluster as the repository knows it: another server is refused.
     pub cluster: &'a ClusterDocument,
@@ -135,24 +137,29 @@ pub fn draw_random() -> Result<u16> {
     Ok(u16::from_le_bytes(bits))
 }
 
-/// A backup that exists.
+/// A backup that exists, in at least one repository.
 #[derive(Clone, Debug)]
 pub struct Taken {
     /// Its descriptor, as it was stored.
     pub descriptor: BackupDescriptor,
     /// What became of its catalogue snapshot, without which the backup is as good.
     pub names: NamesTaken,
+    /// The WAL that it needs.
+    pub wal: Vec<WalRange>,
+    /// The repositories that do not have it, or not all of it.
+    pub left_out: Vec<LeftOut>,
 }
 
 type Observe<'a> = &'a (dyn Fn(BackupEvent) + Send + Sync);
 
-/// Takes a full base backup. It exists when this returns `Ok`, and only then.
+/// Takes a full base backup. It exists when this returns `Ok`, and only then: in every repository but those that are left out, of which the
+/// result tells.
 ///
 /// When `stop` resolves first, the server is told to cancel and the result is `Interrupted`.
 ///
 /// # Errors
 /// `Config`: major 14, or a server, role or right that is not fit for it. `Conflict`: another server than the repository's
-/// (`WrongServer`), or the label is taken. `Retry`: nothing archives (`NotArchiving`), the WAL did not arrive (`WalNotStored`), the server or the
+/// (`WrongServer`), or the label is taken anywhere. `Retry`: nothing archives (`NotArchiving`), the WAL did not arrive (`WalNotStored`), the server or the
 /// store failed, interrupted. `Corrupt`: bad page checksums on the server, or a stream that could not be restored.
 pub async fn take(
     request: &BackupRequest<'_>,
@@ -189,8 +196,9 @@ async fn run(
     connection.require_supported()?;
     let identity = check_identity(&mut connection, request.cluster).await?;
     let size = request.cluster.segment_size()?;
+    let holders = Holders::begin(request.uploader, request.cluster).await?;
     let stored = StoredWal {
-        repository: request.uploader.repository(),
+        holders: &holders,
         cluster: request.cluster.id(),
         size,
     };
@@ -213,12 +221,12 @@ async fn run(
         pg_version: u16::try_from(connection.server_major()).unwrap_or(u16::MAX),
         patience: request.options.store_patience,
     };
-    claim(request, &place, started).await?;
+    claim(&holders, &place, started).await?;
     observe(BackupEvent::CheckpointRequested {
         label: place.label.clone(),
     });
     *running = Some(connection.cancel_token());
-    let received = receive::receive(&mut connection, request, &place, observe).await?;
+    let received = receive::receive(&mut connection, request, &holders, &place, observe).await?;
     *running = None;
     let stopped = (request.now)();
     observe(BackupEvent::Stopped {
@@ -238,7 +246,7 @@ async fn run(
         tracing::debug!(error = error_text(&error), "the connection ended badly");
     }
 
-    let names = names::take(request, &place).await;
+    let names = names::take(request, &holders, &place).await;
     let parts = received.uploads.finish().await?;
     let manifest_size = received.manifest.len() as u64;
     let (sealed, _) = parts::seal(
@@ -248,7 +256,7 @@ async fn run(
         received.manifest,
     )
     .await?;
-    parts::put(request.uploader, &place, &sealed).await?;
+    holders.put(&place, &sealed).await?;
     let patience = request.options.wal_patience;
     stored
         .wait_for(&manifest.wal_ranges, patience, observe)
@@ -279,12 +287,18 @@ async fn run(
         stored_size: sum(|part| part.stored_size) + sealed.stored_size() + names.stored_bytes,
         parts,
     };
-    put_document(request, &place, BackupObject::Descriptor, &descriptor).await?;
-    Ok(Taken { descriptor, names })
+    let key = place.key(BackupObject::Descriptor);
+    holders.put_document(&place, &key, &descriptor).await?;
+    Ok(Taken {
+        descriptor,
+        names,
+        wal: manifest.wal_ranges,
+        left_out: holders.left_out(),
+    })
 }
 
-/// Takes the label, before anything else is stored under it.
-async fn claim(request: &BackupRequest<'_>, place: &Place, started: jiff::Timestamp) -> Result<()> {
+/// Takes the label, before anything else is stored under it. Somebody who has it anywhere has it.
+async fn claim(holders: &Holders, place: &Place, started: jiff::Timestamp) -> Result<()> {
     let claim = BackupClaim {
         format: FORMAT,
         label: place.label.to_string(),
@@ -294,33 +308,18 @@ async fn claim(request: &BackupRequest<'_>, place: &Place, started: jiff::Timest
             .to_string_lossy()
             .into_owned(),
     };
-    put_document(request, place, BackupObject::Started, &claim).await
-}
-
-/// Stores one of the backup's plain documents; durable when this returns.
-async fn put_document(
-    request: &BackupRequest<'_>,
-    place: &Place,
-    object: BackupObject,
-    document: &impl Serialize,
-) -> Result<()> {
-    let key = ObjectKey::Backup {
-        cluster: place.cluster,
-        label: place.label.clone(),
-        object,
-    };
-    let begun = Instant::now();
-    loop {
-        match request.uploader.repository().put_json(&key, document).await {
-            Ok(_) => return Ok(()),
-            Err(error)
-                if error.class() == ErrorClass::Retry && begun.elapsed() < place.patience =>
-            {
-                tracing::warn!(object = %key, error = error_text(&error), "not stored yet, trying again");
-                tokio::time::sleep(DOCUMENT_PAUSE).await;
-            }
-            Err(error) => return Err(error.into()),
+    let (claim, key) = (&claim, &place.key(BackupObject::Started));
+    let taken = holders.each(|number| async move {
+        let repository: &Repository = &holders.uploader().repositories()[number];
+        match repository.put_json(key, claim).await {
+            Ok(_) => Ok(None),
+            Err(error) if error.class() == ErrorClass::Conflict => Ok(Some(error)),
+            Err(error) => Err(error.into()),
         }
+    });
+    match taken.await?.into_values().flatten().next() {
+        None => Ok(()),
+        Some(error) => Err(error.into()),
     }
 }
 

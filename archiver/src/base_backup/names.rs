@@ -11,6 +11,7 @@ use repository::names::{GLOBAL_TABLESPACE, Line, MAX_CATALOG_BYTES, NamesWriter,
 use tokio::time::Instant;
 
 use super::BackupRequest;
+use super::holders::Holders;
 use super::parts::{self, Place};
 use crate::replication::{Connection, ConnectionInfo, Mode, QueryResult};
 use crate::upload::error_text;
@@ -75,7 +76,11 @@ impl NamesTaken {
 }
 
 /// Reads the names and stores them.
-pub(super) async fn take(request: &BackupRequest<'_>, place: &Place) -> NamesTaken {
+pub(super) async fn take(
+    request: &BackupRequest<'_>,
+    holders: &Holders,
+    place: &Place,
+) -> NamesTaken {
     let mut taken = NamesTaken::default();
     let mut writer = NamesWriter::default();
     let begun = Instant::now();
@@ -91,16 +96,16 @@ pub(super) async fn take(request: &BackupRequest<'_>, place: &Place) -> NamesTak
         ));
         taken.relations = taken.relations.saturating_sub(writer.left_out());
     }
-    match store(request, place, writer.finish()).await {
+    match store(holders, place, writer.finish()).await {
         Ok(bytes) => taken.stored_bytes = bytes,
         Err(error) => taken.warn(format!("names are not stored: {}", error_text(&error))),
     }
     taken
 }
 
-async fn store(request: &BackupRequest<'_>, place: &Place, plain: Vec<u8>) -> Result<u64> {
-    let (sealed, _) = parts::seal(request.uploader, place, BackupObject::Catalog, plain).await?;
-    parts::put(request.uploader, place, &sealed).await?;
+async fn store(holders: &Holders, place: &Place, plain: Vec<u8>) -> Result<u64> {
+    let (sealed, _) = parts::seal(holders.uploader(), place, BackupObject::Catalog, plain).await?;
+    holders.put(place, &sealed).await?;
     Ok(sealed.stored_size())
 }
 

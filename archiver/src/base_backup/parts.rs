@@ -1,5 +1,7 @@
 //! Cutting the tar streams of a base backup into parts, and sealing and storing these beside the network read.
 //!
+//! A part is sealed once, and its bytes are the same ones on their way to every repository.
+//!
 //! Owns the bound on memory: at most [`PLAIN_BUFFERS`] parts in the clear (one of them being filled) and [`SEALED_PARTS`] sealed ones that
 //! wait for the store, so 3 × 32 MiB + 3 × 33 MiB at the worst. Reading goes on as long as there is a buffer to read into. Does not
 //! know the replication protocol (`mod.rs`) or tar (`members.rs`).
@@ -14,6 +16,7 @@ use repository::sealed::{Facts, Sealed};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::{JoinError, JoinSet};
 
+use super::holders::Holders;
 use super::members::{PartMembers, TarMembers, leading_file};
 use crate::upload::Uploader;
 use crate::{Error, Result};
@@ -34,9 +37,20 @@ pub(super) struct Place {
     pub(super) patience: Duration,
 }
 
+impl Place {
+    /// Where an object of this backup stands.
+    pub(super) fn key(&self, object: BackupObject) -> ObjectKey {
+        ObjectKey::Backup {
+            cluster: self.cluster,
+            label: self.label.clone(),
+            object,
+        }
+    }
+}
+
 /// The parts of a backup on their way to the store.
 pub(super) struct PartUploads {
-    uploader: Uploader,
+    holders: Holders,
     place: Place,
     /// The archive being received.
     open: Option<OpenArchive>,
@@ -58,10 +72,10 @@ struct OpenArchive {
 }
 
 impl PartUploads {
-    pub(super) fn new(uploader: Uploader, place: Place) -> Self {
+    pub(super) fn new(holders: Holders, place: Place) -> Self {
         let (give_back, returned) = mpsc::channel(PLAIN_BUFFERS);
         Self {
-            uploader,
+            holders,
             place,
             open: None,
             unallocated: PLAIN_BUFFERS,
@@ -173,7 +187,7 @@ impl PartUploads {
             return Err(unusable(open.archive, "more than a million parts".into()));
         }
         let task = store_part(
-            self.uploader.clone(),
+            self.holders.clone(),
             self.place.clone(),
             object,
             members,
@@ -231,7 +245,7 @@ fn note(
 }
 
 async fn store_part(
-    uploader: Uploader,
+    holders: Holders,
     place: Place,
     object: BackupObject,
     members: PartMembers,
@@ -243,7 +257,7 @@ async fn store_part(
         return Err(unusable("part", "it is another object".into()));
     };
     let _permit = permits.acquire().await.expect("nobody closes it");
-    let (sealed, mut plain) = seal(&uploader, &place, object, plain).await?;
+    let (sealed, mut plain) = seal(holders.uploader(), &place, object, plain).await?;
     let descriptor = PartDescriptor {
         archive,
         part,
@@ -256,7 +270,7 @@ async fn store_part(
     plain.clear();
     // There is room for every buffer; nobody listens any more once the backup was given up.
     give_back.try_send(plain).ok();
-    put(&uploader, &place, &sealed).await?;
+    holders.put(&place, &sealed).await?;
     Ok(descriptor)
 }
 
@@ -267,27 +281,12 @@ pub(super) async fn seal(
     object: BackupObject,
     plain: Vec<u8>,
 ) -> Result<(Sealed, Vec<u8>)> {
-    let key = ObjectKey::Backup {
-        cluster: place.cluster,
-        label: place.label.clone(),
-        object,
-    };
     let facts = Facts {
-        key,
+        key: place.key(object),
         pg_version: place.pg_version,
         wal: None,
     };
     uploader.seal(facts, plain).await
-}
-
-/// Stores an object of this backup; durable when this returns.
-pub(super) async fn put(uploader: &Uploader, place: &Place, sealed: &Sealed) -> Result<()> {
-    let stored = tokio::time::timeout(place.patience, uploader.put(sealed)).await;
-    stored.map_err(|_| Error::Timeout {
-        during: format!("store {}", sealed.key),
-        after: place.patience,
-    })??;
-    Ok(())
 }
 
 fn size(sealed: &Sealed, bytes: impl TryInto<u32>) -> Result<u32> {
@@ -328,7 +327,7 @@ mod tests {
             minimal_descriptor: false,
         };
         let uploader = Uploader::new(Repository::new("test", store), policy, SEALED_PARTS);
-        PartUploads::new(uploader, place())
+        PartUploads::new(Holders::new(uploader), place())
     }
 
     /// A tar stream of one file that is `parts` parts long, end mark included.

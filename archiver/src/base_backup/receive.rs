@@ -8,6 +8,7 @@ use repository::backup::{MAX_MANIFEST_BYTES, TablespaceDescriptor};
 use repository::key::Archive;
 use wal_format::{Lsn, TimelineId};
 
+use super::holders::Holders;
 use super::parts::{PartUploads, Place};
 use super::{BackupEvent, BackupRequest, Observe};
 use crate::replication::{BaseBackupEvent, BaseBackupOptions, Connection};
@@ -31,6 +32,7 @@ pub(super) struct Received {
 pub(super) async fn receive(
     connection: &mut Connection,
     request: &BackupRequest<'_>,
+    holders: &Holders,
     place: &Place,
     observe: Observe<'_>,
 ) -> Result<Received> {
@@ -64,7 +66,7 @@ pub(super) async fn receive(
         .iter()
         .map(|tablespace| Archive::Tablespace(tablespace.oid));
     let mut missing: BTreeSet<Archive> = named.chain([Archive::Base]).collect();
-    let mut uploads = PartUploads::new(request.uploader.clone(), place.clone());
+    let mut uploads = PartUploads::new(holders.clone(), place.clone());
     let mut manifest: Option<Vec<u8>> = None;
     let stop = loop {
         let event = tokio::select! {

@@ -1,4 +1,4 @@
-//! Whether the repository holds the WAL that a base backup needs, and waiting until it does.
+//! Whether the repositories hold the WAL that a base backup needs, each by itself, and waiting until they do.
 //!
 //! Reads names only: a listing of one log (4 GiB of WAL) and of the tail chunks at a time, from where the last look ended. Does not read
 //! what objects say of themselves: that a chain holds is proven by whoever restores (`pitr`).
@@ -6,11 +6,13 @@
 use std::time::{Duration, Instant};
 
 use repository::catalog::TimelineObjects;
+use repository::cluster::ClusterDocument;
 use repository::key::{ClusterId, log_prefix, timeline_tail_prefix};
 use repository::manifest::WalRange;
 use repository::{ErrorClass, Repository};
 use wal_format::{Lsn, SegmentName, SegmentSize, TimelineId};
 
+use super::holders::Holders;
 use super::{BackupEvent, Observe};
 use crate::upload::error_text;
 use crate::{Error, Result};
@@ -20,20 +22,78 @@ const FIRST_PAUSE: Duration = Duration::from_millis(250);
 /// Longest pause between two looks.
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// Where to look.
+/// Where to look: in every repository that has all of the backup so far.
 #[derive(Clone, Copy)]
 pub(super) struct StoredWal<'a> {
-    pub(super) repository: &'a Repository,
+    pub(super) holders: &'a Holders,
     pub(super) cluster: ClusterId,
     pub(super) size: SegmentSize,
 }
 
 impl StoredWal<'_> {
+    /// Waits until the WAL of `ranges` (as a manifest has them) is stored, for at most `patience` without any of it arriving. Who does not get
+    /// it while another one has it is let go: a backup without its WAL is none.
+    ///
+    /// # Errors
+    /// As [`WalIn::wait_for`], of the last one.
+    pub(super) async fn wait_for(
+        self,
+        ranges: &[WalRange],
+        patience: Duration,
+        observe: Observe<'_>,
+    ) -> Result<()> {
+        let wait = |number| self.in_one(number).wait_for(ranges, patience, observe);
+        self.holders.each(wait).await.map(drop)
+    }
+
+    /// End of the WAL stored for a timeline, as far as the log of `near` and the tail chunks show, where most is stored.
+    pub(super) async fn end(self, timeline: TimelineId, near: Lsn) -> Result<Option<Lsn>> {
+        let ends = self
+            .holders
+            .each(|number| self.in_one(number).end(timeline, near));
+        Ok(ends.await?.into_values().flatten().max())
+    }
+
+    fn in_one(&self, number: usize) -> WalIn<'_> {
+        WalIn {
+            repository: &self.holders.uploader().repositories()[number],
+            cluster: self.cluster,
+            size: self.size,
+        }
+    }
+}
+
+/// Whether a repository holds the WAL of `ranges` now.
+///
+/// # Errors
+/// `WalNotStored`; `Config`, `Corrupt` from the store.
+pub async fn require_wal(
+    repository: &Repository,
+    cluster: &ClusterDocument,
+    ranges: &[WalRange],
+) -> Result<()> {
+    let stored = WalIn {
+        repository,
+        cluster: cluster.id(),
+        size: cluster.segment_size()?,
+    };
+    stored.wait_for(ranges, Duration::ZERO, &|_| {}).await
+}
+
+/// Where to look: in one repository.
+#[derive(Clone, Copy)]
+struct WalIn<'a> {
+    repository: &'a Repository,
+    cluster: ClusterId,
+    size: SegmentSize,
+}
+
+impl WalIn<'_> {
     /// Waits until the WAL of `ranges` (as a manifest has them) is stored, for at most `patience` without any of it arriving.
     ///
     /// # Errors
     /// `WalNotStored`; `Config`, `Corrupt` from the store, whose outages are waited out.
-    pub(super) async fn wait_for(
+    async fn wait_for(
         self,
         ranges: &[WalRange],
         patience: Duration,
@@ -89,8 +149,7 @@ impl StoredWal<'_> {
         Ok(contiguous_to(&objects, timeline, self.size, from, to))
     }
 
-    /// End of the WAL stored for a timeline, as far as the log of `near` and the tail chunks show.
-    pub(super) async fn end(self, timeline: TimelineId, near: Lsn) -> Result<Option<Lsn>> {
+    async fn end(self, timeline: TimelineId, near: Lsn) -> Result<Option<Lsn>> {
         let objects = self.list(timeline, near).await?;
         let size = self.size;
         let sealed = objects.segments.keys().next_back();

@@ -16,10 +16,10 @@ use repository::{ErrorClass, Repository};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
-use crate::upload::{Uploader, error_text};
+use crate::upload::{Uploader, error_text, require_known};
 use crate::{Error, Result};
 
-/// How often repositories are compared although nobody asked: a backup goes to one, and from there to the others.
+/// How often repositories are compared although nobody asked: a backup may have gone on without one of them.
 const INTERVAL: Duration = Duration::from_secs(5 * 60);
 /// First wait after a failed attempt.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
@@ -109,31 +109,6 @@ impl Fillers {
         };
         // Whatever is missing afterwards shows in the next listing.
         drop(tokio::time::timeout(patience, all_done).await);
-    }
-}
-
-/// Whether a repository is there and knows the cluster: nothing is written into anything else.
-pub(super) async fn require_known(
-    repository: &Repository,
-    cluster: &ClusterDocument,
-) -> Result<()> {
-    let known = match repository.fetch_identity().await? {
-        Some(_) => repository.fetch_cluster(cluster.id()).await?,
-        None => None,
-    };
-    match known {
-        None => Err(Error::UnknownCluster {
-            cluster: cluster.id().to_string(),
-            repository: repository.url().to_owned(),
-        }),
-        Some(known) => match known.difference(cluster) {
-            None => Ok(()),
-            Some(what) => Err(Error::WrongServer {
-                what,
-                expected: format!("that of {}", repository.url()),
-                found: "another one".to_owned(),
-            }),
-        },
     }
 }
 

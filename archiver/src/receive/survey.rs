@@ -11,8 +11,7 @@ use repository::catalog::Catalog;
 use repository::cluster::ClusterDocument;
 use wal_format::{Lsn, SegmentName, SegmentSize, TimelineId};
 
-use super::fill::require_known;
-use crate::upload::{Uploader, error_text};
+use crate::upload::{Uploader, error_text, require_known};
 use crate::{Error, Result};
 
 /// How long the others are waited for once one repository has answered.

@@ -1,10 +1,12 @@
-//! A backup's way to the other configured repositories, once it stands in one: it is read from the server and sealed only once. Owns what
-//! is copied and what is said of each repository; copying is `repository::copy`'s. What does not get over now, `walden run` brings later.
+//! What becomes of the repositories that a backup had to go on without: it is copied to those that are back when it is done. Owns what is copied and
+//! what is said of each repository; copying is `repository::copy`'s. What does not get over now, `walden run` brings later.
 
 use anyhow::{Context, Result};
+use archiver::base_backup::{LeftOut, Taken, require_wal};
 use repository::Repository;
+use repository::cluster::ClusterDocument;
 use repository::copy::{CopyEvent, CopyLimits, copy_missing, missing};
-use repository::key::{BackupLabel, ClusterId, ObjectKey};
+use repository::key::{BackupLabel, ObjectKey};
 use repository::store::Listed;
 use serde::Serialize;
 
@@ -23,71 +25,68 @@ pub(super) struct Copy {
     pub(super) problem: Option<String>,
 }
 
-/// Stores the backup in every other repository that is configured, one after the other. Dropped in between, `copies` has those that were
-/// done.
-pub(super) async fn store(
-    config: &Config,
-    from: &Repository,
-    cluster: ClusterId,
-    label: &BackupLabel,
-    screen: &Screen,
-    copies: &mut Vec<Copy>,
-) {
-    for other in others(config, from) {
-        let stored = store_in(other, from, cluster, label, screen).await;
-        let problem = stored.err().map(|error| format!("{error:#}"));
-        copies.push(Copy::new(other, problem));
-    }
-}
-
-/// Adds those that a signal left out.
-pub(super) fn add_left_out(config: &Config, from: &Repository, copies: &mut Vec<Copy>) {
-    for other in others(config, from).skip(copies.len()) {
-        let why = "a signal ended the copying".to_owned();
-        copies.push(Copy::new(other, Some(why)));
-    }
-}
-
-fn others<'a>(
-    config: &'a Config,
-    from: &'a Repository,
-) -> impl Iterator<Item = &'a config::Repository> {
-    let all = config.repositories.iter();
-    all.filter(|one| one.name != from.name())
-}
-
-impl Copy {
-    fn new(other: &config::Repository, problem: Option<String>) -> Self {
-        Self {
+/// Every repository but `from`, which has the backup, in the configuration's order.
+pub(super) fn copies(config: &Config, from: usize, taken: &Taken) -> Vec<Copy> {
+    let others = config.repositories.iter().enumerate();
+    let others = others.filter(|(number, _)| *number != from);
+    let copy = |(number, other): (usize, &config::Repository)| {
+        let mut left_out = taken.left_out.iter();
+        let left_out = left_out.find(|left| left.repository == number);
+        Copy {
             repository: other.name.clone(),
             url: other.url.clone(),
-            problem,
+            problem: left_out.map(|left| left.why.clone()),
+        }
+    };
+    others.map(copy).collect()
+}
+
+/// Stores the backup in those that were left out, one after the other, and notes what came of it. Dropped in between, the problems of those that
+/// are left stay as they were.
+pub(super) async fn fill(
+    config: &Config,
+    from: &Repository,
+    cluster: &ClusterDocument,
+    taken: &Taken,
+    screen: &Screen,
+    copies: &mut [Copy],
+) {
+    for LeftOut { repository, .. } in &taken.left_out {
+        let other = &config.repositories[*repository];
+        let filled = fill_one(other, from, cluster, taken, screen).await;
+        let mut copies = copies.iter_mut();
+        if let Some(copy) = copies.find(|copy| copy.repository == other.name) {
+            copy.problem = filled.err().map(|error| format!("{error:#}"));
         }
     }
 }
 
-async fn store_in(
+async fn fill_one(
     other: &config::Repository,
     from: &Repository,
-    cluster: ClusterId,
-    label: &BackupLabel,
+    cluster: &ClusterDocument,
+    taken: &Taken,
     screen: &Screen,
 ) -> Result<()> {
+    let (id, label) = (cluster.id(), taken.descriptor.label.parse()?);
     // Whether it answers is found out soon; what it then takes may take its time.
     let probe = open::open_configured(other, open::IMPATIENT).await?;
     open::require_repository(&probe).await?;
+    let known = probe.fetch_cluster(id).await?;
+    let known = known.context("it does not know the cluster: run `walden init` again")?;
+    if let Some(what) = known.difference(cluster) {
+        anyhow::bail!("it knows the cluster with another {what}");
+    }
+    // A backup whose WAL is elsewhere is none.
+    require_wal(&probe, cluster, &taken.wal).await?;
     let to = open::open_configured(other, repository::store::Deadlines::default()).await?;
-    let known = to.fetch_cluster(cluster).await?;
-    known.context("it does not know the cluster: run `walden init` again")?;
     let listing =
         |objects: Vec<Listed>| objects.into_iter().map(|object| (object.path, object.size));
-    let there = to.list_objects(cluster).await.context("list what it has")?;
-    let here = from
-        .list_objects(cluster)
-        .await
-        .context("list the backup")?;
+    let there = to.list_objects(id).await.context("list what it has")?;
+    let here = from.list_objects(id).await.context("list the backup")?;
     let mut lacks = missing(listing(here), listing(there));
-    lacks.retain(|key| matches!(key, ObjectKey::Backup { label: one, .. } if one == label));
+    let is_of = |one: &BackupLabel| *one == label;
+    lacks.retain(|key| matches!(key, ObjectKey::Backup { label, .. } if is_of(label)));
     let progress = screen.progress(&format!("to {}", other.name), Some(lacks.bytes()));
     let tell = |event: CopyEvent<'_>| {
         if let CopyEvent::Done(item) = event {
@@ -103,7 +102,7 @@ async fn store_in(
     {
         // What counts is what can be read there.
         None => to
-            .fetch_backup(cluster, label)
+            .fetch_backup(id, &label)
             .await
             .map(drop)
             .context("read it back"),
