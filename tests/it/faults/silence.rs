@@ -2,7 +2,7 @@
 //! anew, and nothing is lost.
 
 use super::{DEADLINE, Rig};
-use crate::run::{flushed, lsn, write_wal};
+use crate::run::{flushed, lsn, wait_until_flushed, write_wal};
 use crate::support::fault_proxy::Fault;
 use crate::support::fault_proxy::server::Trap;
 use crate::support::oracle::Oracle;
@@ -71,8 +71,11 @@ fn a_stream_that_goes_silent_is_made_again_within_its_deadline() {
             "{fault:?} borne for {held:?}, all stored after {back:?}"
         ));
     }
-    // A server that has nothing to say for long is not taken for silent: it is asked.
+    // A server that has nothing to say for long is not taken for silent: it is asked. (With its own timeout it would ask us.)
     oracle.stop(clients);
+    rig.server.psql("alter system reset wal_sender_timeout");
+    rig.server.psql("select pg_reload_conf()");
+    wait_until_flushed(&rig.server);
     let sender = || {
         rig.server
             .psql("select active_pid from pg_replication_slots where slot_name = 'walden'")

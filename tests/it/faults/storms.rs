@@ -75,6 +75,9 @@ fn storm(seed: u64, length: Duration) -> Figures {
         Rule::next(fault).on(method, "").percent(2)
     });
     rig.store.arm(chances);
+    // A segment that is stored is not listed now and then.
+    let unlisted = Rule::next(Fault::Unlisted(".wal"));
+    rig.store.arm([unlisted.on("GET", "list-type").percent(5)]);
     rig.postgres.storm(30, &OF_STORMS);
 
     let begun = Instant::now();

@@ -11,7 +11,7 @@ use super::process::{self, wait_gone};
 use super::workload::Random;
 use rustix::net::sockopt::set_socket_linger;
 use rustix::process::Signal;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -156,6 +156,8 @@ struct Rules {
     random: Random,
     /// Also of rules that are gone.
     fired: BTreeMap<String, u32>,
+    /// What chance has let arrive damaged: not again the next time. What arrives damaged twice is damaged, for all that anybody can tell.
+    damaged: BTreeSet<String>,
 }
 
 impl Rules {
@@ -164,6 +166,7 @@ impl Rules {
             rules: Vec::new(),
             random: Random::new(seed),
             fired: BTreeMap::new(),
+            damaged: BTreeSet::new(),
         }
     }
 
@@ -181,6 +184,12 @@ impl Rules {
                 When::From(count) => seen >= count,
                 When::Percent(percent) => self.random.below(100) < percent,
             };
+            let by_chance = matches!(rule.when, When::Percent(_));
+            let damages = matches!(rule.fault, Fault::LengthTooShort | Fault::FlippedBit);
+            if applies && by_chance && damages && !self.damaged.insert(target.to_owned()) {
+                self.damaged.remove(target);
+                continue;
+            }
             if applies {
                 rule.left -= 1;
                 rule.fired += 1;
