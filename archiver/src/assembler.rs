@@ -22,6 +22,8 @@ pub struct Assembler {
     scanner: SegmentScanner,
     buffer: Vec<u8>,
     chunk: ChunkFacts,
+    /// The open segment's chunks that no later one replaces, by the offset of their first byte, in order.
+    chunks: Vec<(u32, ChunkFacts)>,
     expected: VecDeque<Lsn>,
     transactions: Vec<ExpectedTransactions>,
     previous: Option<Lsn>,
@@ -109,6 +111,7 @@ impl Assembler {
             scanner,
             buffer,
             chunk: ChunkFacts::default(),
+            chunks: Vec::new(),
             expected: VecDeque::new(),
             transactions: Vec::new(),
             previous: None,
@@ -241,9 +244,14 @@ impl Assembler {
         compared.filter(other).map(|stored| stored.from).min()
     }
 
-    /// Describes the tail chunk `[from, to)`, `to` being the open segment's length, and starts collecting for the next.
+    /// Describes the tail chunk `[from, to)`, `to` being the open segment's length, and starts collecting for the next. It begins where the last
+    /// one ended, or with one that was described before: then it replaces that one and those behind it, and says what they said.
     pub fn describe_chunk(&mut self, from: u32) -> WalDescriptor {
-        let facts = std::mem::take(&mut self.chunk);
+        let mut facts = std::mem::take(&mut self.chunk);
+        while let Some((_, before)) = self.chunks.pop_if(|(start, _)| *start >= from) {
+            facts = before.and(facts);
+        }
+        self.chunks.push((from, facts.clone()));
         let end = self.position();
         if from == 0 {
             return describe(&self.scanner.summary(), end, &self.lineage);
@@ -273,6 +281,7 @@ impl Assembler {
         next.clear();
         next.reserve_exact(self.size.bytes() as usize);
         self.chunk = ChunkFacts::default();
+        self.chunks.clear();
         self.expected.clear();
         self.transactions.clear();
         let plain = std::mem::replace(&mut self.buffer, next);
@@ -384,6 +393,20 @@ impl ExpectedTransactions {
 }
 
 impl ChunkFacts {
+    /// What both say, `next` being of the bytes behind these.
+    fn and(self, next: Self) -> Self {
+        let times = self.times.zip(next.times);
+        let times = times.map(|(ours, theirs)| (ours.0.min(theirs.0), ours.1.max(theirs.1)));
+        Self {
+            first_record: self.first_record.or(next.first_record),
+            last_record: next.last_record.or(self.last_record),
+            transactions: self.transactions + next.transactions,
+            times: times.or(self.times).or(next.times),
+            incomplete: self.incomplete || next.incomplete,
+            invalid_at: self.invalid_at.or(next.invalid_at),
+        }
+    }
+
     fn note(&mut self, record: &Record) {
         self.first_record
             .get_or_insert((record.start, record.header.previous));
@@ -497,6 +520,48 @@ mod tests {
             previous: Some(across),
         });
         assert_eq!(diverged(again.push(border, &wal[taken..])), None);
+    }
+
+    /// As `tail.rs` has it: what was stored in pieces is stored once more as a whole.
+    #[test]
+    fn a_chunk_that_replaces_others_says_what_they_said() {
+        let mut wal = builder();
+        let mut starts = Vec::new();
+        let mut ends = Vec::new();
+        for time in [5, 3, 9, 4, 6] {
+            starts.push(wal.commit(7, Timestamp::from_unix_micros(time * 1_000_000)));
+            ends.push(wal.position());
+        }
+        let wal = wal.into_bytes();
+        let offset = |lsn: Lsn| u32::try_from(lsn.distance_from(START).unwrap()).unwrap();
+        let mut source = assembler(START);
+        let mut described = Vec::new();
+        for (index, end) in ends.iter().enumerate() {
+            let at = source.position();
+            let to = offset(*end) as usize;
+            source.push(at, &wal[offset(at) as usize..to]).unwrap();
+            // The last one replaces all but the first.
+            let from = match index {
+                4 => offset(ends[0]),
+                _ => offset(at),
+            };
+            described.push(source.describe_chunk(from));
+        }
+        let whole = described.pop().unwrap();
+        let second = |time: i64| jiff::Timestamp::from_second(time).ok();
+        assert_eq!((whole.start_lsn, whole.end_lsn), (ends[0], ends[4]));
+        assert_eq!(whole.first_record, Some(starts[1]));
+        assert_eq!(whole.first_record_prev, Some(starts[0]));
+        assert_eq!(whole.last_record, Some(starts[4]));
+        assert_eq!(whole.transactions, Some(4));
+        assert_eq!((whole.time_min, whole.time_max), (second(3), second(9)));
+
+        let mut again = assembler(START);
+        again.expect(Expected {
+            chunks: vec![described.remove(0), whole],
+            ..Expected::default()
+        });
+        assert_eq!(diverged(again.push(START, &wal)), None);
     }
 
     #[test]

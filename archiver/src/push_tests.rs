@@ -12,6 +12,8 @@ const SIZE: SegmentSize = SegmentSize::MIN;
 const SEGMENT: usize = 1 << 20;
 const START: Lsn = Lsn::new(5 << 20);
 const PAGE: usize = PAGE_BYTES as usize;
+const BRANCH: &str = "000000020000000000000005";
+const HISTORY: &[u8] = b"1\t0/50FFF8\tno recovery target specified\n";
 
 /// A repository that knows the cluster, and a folder like `pg_wal`.
 struct Place {
@@ -102,6 +104,15 @@ fn builder() -> WalBuilder {
 fn whole() -> Vec<u8> {
     let mut wal = builder();
     wal.commit(7, Timestamp(1_000_000));
+    wal.fill_to(SEGMENT, 3000);
+    wal.into_bytes()
+}
+
+/// The segment in which timeline 2 begins, as its history says.
+fn branch() -> Vec<u8> {
+    let mut wal = builder();
+    wal.fill_to(8 * PAGE, 3000);
+    wal.timeline = TimelineId::new(2).unwrap();
     wal.fill_to(SEGMENT, 3000);
     wal.into_bytes()
 }
@@ -438,12 +449,8 @@ async fn a_damaged_page_and_bytes_behind_a_switch_do_not_block_the_server() {
 #[tokio::test]
 async fn pages_follow_the_history_and_the_history_is_stored_first() {
     let place = Place::new().await;
-    let mut wal = builder();
-    wal.fill_to(8 * PAGE, 3000);
-    wal.timeline = TimelineId::new(2).unwrap();
-    wal.fill_to(SEGMENT, 3000);
-    let (bytes, name) = (wal.into_bytes(), "000000020000000000000005");
-    let history = b"1\t0/50FFF8\tno recovery target specified\n";
+    let (bytes, name) = (branch(), BRANCH);
+    let history = HISTORY;
     place.file("00000002.history", history);
     let pushed = place.push(name, &bytes).await.unwrap();
     let descriptor = place
@@ -567,4 +574,51 @@ async fn a_store_that_does_not_answer_is_not_durable() {
     outage.set(false);
     let pushed = place.push_with(NAME, &whole(), &config).await.unwrap();
     assert_eq!(pushed.stored, Stored::New);
+}
+
+#[tokio::test]
+async fn of_several_repositories_as_many_as_ack_asks_for_must_have_it() {
+    let (place, other) = (Place::new().await, Place::new().await);
+    let outage = repository::testing::Outage::default();
+    let plan = repository::testing::FaultPlan {
+        outage: outage.clone(),
+        ..Default::default()
+    };
+    let deadlines = repository::Deadlines {
+        request: std::time::Duration::from_millis(30),
+        total: std::time::Duration::from_millis(200),
+    };
+    let second = Repository::new("second", Store::faulty(&other.store, plan, deadlines));
+    let repositories = [place.repository.clone(), second];
+    let push = async |name: &str, bytes: &[u8], ack| {
+        let config = PushConfig {
+            repositories: &repositories,
+            ack,
+            ..place.config()
+        };
+        place.push_with(name, bytes, &config).await
+    };
+    outage.set(true);
+    for ack in [Ack::All, Ack::Quorum(2)] {
+        let error = push(NAME, &whole(), ack).await.unwrap_err();
+        assert_eq!(error.class(), ErrorClass::Retry, "{ack:?}");
+    }
+    let pushed = push(NAME, &whole(), Ack::Any).await.unwrap();
+    assert_eq!(pushed.missing_in, ["second"]);
+    outage.set(false);
+    let pushed = push(NAME, &whole(), Ack::All).await.unwrap();
+    assert!(pushed.missing_in.is_empty(), "{pushed:?}");
+    assert_eq!(other.plain(&pushed.key).await, whole());
+
+    // One that holds another timeline of that number gets nothing of this one.
+    let elsewhere = b"1\t0/50FFF8\tpromoted elsewhere\n";
+    other.push("00000002.history", elsewhere).await.unwrap();
+    place.file("00000002.history", HISTORY);
+    let error = push(BRANCH, &branch(), Ack::All).await.unwrap_err();
+    assert_eq!(error.class(), ErrorClass::Conflict);
+    let pushed = push(BRANCH, &branch(), Ack::Any).await.unwrap();
+    assert_eq!(pushed.missing_in, ["second"]);
+    assert_eq!(place.plain(&pushed.key).await, branch());
+    let there = other.repository.fetch_descriptor(&pushed.key).await;
+    assert_eq!(there.unwrap_err().class(), ErrorClass::NotFound);
 }

@@ -533,6 +533,9 @@ fn stored_segments(objects: &TimelineObjects) -> impl Iterator<Item = &SegmentNa
 #[cfg(test)]
 mod tests {
     use super::*;
+    use repository::key::ClusterId;
+    use repository::sealed::{BufferPool, Compression, Facts, OpenPolicy, SealPolicy, Sealer};
+    use repository::{PutOutcome, Repositories, Repository, Store};
 
     fn descends(paths: &[&str], histories: &[(u32, &str)], name: &str) -> Option<String> {
         needs(paths, histories, name).map(|needs| needs.reason)
@@ -630,5 +633,52 @@ mod tests {
         ] {
             assert_eq!(descends(&[segment], &[], name).is_some(), hole, "{name}");
         }
+    }
+
+    /// What another process stores is seen by the second listing, a moment after the first.
+    #[tokio::test]
+    async fn a_segment_that_comes_a_moment_later_is_no_hole() {
+        let store = Store::in_memory();
+        let repository = Repository::new("memory", store.clone());
+        let cluster = ClusterId::new(7412);
+        let size = SegmentSize::new(1 << 20).unwrap();
+        let later = format!("7412/{SEGMENT_3}");
+        let put = store
+            .put_new(&later, b"only its name counts".to_vec())
+            .await;
+        assert_eq!(put.unwrap(), PutOutcome::Created);
+        let source = SegmentSource {
+            repository: Repositories::from(&repository),
+            policy: OpenPolicy::default(),
+            cluster,
+            size,
+        };
+        let name: SegmentName = "000000010000000000000002".parse().unwrap();
+        let start = name.start(size).unwrap();
+        let policy = SealPolicy {
+            recipients: None,
+            compression: Compression::Lz4,
+            minimal_descriptor: false,
+        };
+        let facts = Facts {
+            key: ObjectKey::Segment { cluster, name },
+            pg_version: 18,
+            wal: Some(WalDescriptor {
+                start_lsn: start,
+                end_lsn: size.end(size.segment(start)),
+                ..WalDescriptor::default()
+            }),
+        };
+        let whole = vec![0; size.bytes() as usize];
+        let sealed = Sealer::new(policy, BufferPool::new(0)).seal(facts, &whole);
+        let sealed = sealed.unwrap();
+        let name = name.to_string();
+        let comes = async {
+            tokio::time::sleep(SECOND_LOOK / 2).await;
+            repository.put(&sealed).await
+        };
+        let (served, stored) = tokio::join!(answer(&source, None, &name), comes);
+        stored.unwrap();
+        assert_eq!(served.unwrap(), Answer::Serve(whole));
     }
 }

@@ -420,3 +420,63 @@ fn listed(error: repository::Error, object: &str) -> Error {
         _ => error.into(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use repository::Store;
+    use repository::cluster::ClusterDocument;
+    use repository::key::ObjectKey;
+    use repository::sealed::{BufferPool, Compression, Facts, SealPolicy, Sealer};
+
+    /// The path of timeline 3, of a repository that holds nothing but these histories of timelines 2 and 3.
+    async fn path(second: &str, third: &str) -> Result<WalPath> {
+        let cluster = ClusterId::new(7412);
+        let repository = Repository::new("memory", Store::in_memory());
+        let document = ClusterDocument {
+            format: 1,
+            requires: Vec::new(),
+            system_identifier: 7412,
+            incarnation: 0,
+            parent: None,
+            pg_version: 18,
+            block_size: 8192,
+            wal_segment_size: 1 << 20,
+            created: jiff::Timestamp::UNIX_EPOCH,
+        };
+        let key = ObjectKey::Cluster(cluster);
+        repository.put_json(&key, &document).await.unwrap();
+        for (number, text) in [(2, second), (3, third)] {
+            let timeline = TimelineId::new(number).unwrap();
+            let policy = SealPolicy {
+                recipients: None,
+                compression: Compression::Lz4,
+                minimal_descriptor: false,
+            };
+            let facts = Facts {
+                key: ObjectKey::History { cluster, timeline },
+                pg_version: 18,
+                wal: None,
+            };
+            let sealed = Sealer::new(policy, BufferPool::new(0)).seal(facts, text.as_bytes());
+            repository.put(&sealed.unwrap()).await.unwrap();
+        }
+        let policy = OpenPolicy::default();
+        let gathered = PlanMaterial::gather(&repository, &policy, cluster, None).await?;
+        Ok(gathered.path)
+    }
+
+    #[tokio::test]
+    async fn histories_that_tell_two_pasts_of_one_timeline_are_refused() {
+        let second = "1\t0/3000500\tx\n";
+        let third = "1\t0/3000500\tx\n\n2\t0/5000500\ty\n";
+        let found = path(second, third).await.unwrap();
+        assert_eq!(found.history.timeline(), TimelineId::new(3).unwrap());
+        let other = "1\t0/4000500\tx\n";
+        let refused = path(other, third).await.unwrap_err();
+        assert!(
+            refused.to_string().contains("00000003.history"),
+            "{refused}"
+        );
+    }
+}

@@ -349,3 +349,167 @@ impl Filler {
         source.into()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{self, cluster};
+    use super::*;
+    use repository::testing::{FaultPlan, RequestCount};
+    use repository::{Deadlines, PutOutcome, Store};
+
+    const HISTORY: &str = "7412/wal/00000002.history";
+    const FIRST: &str = "7412/wal/00000001/00000000/000000010000000000000001.wal";
+    const SECOND: &str = "7412/wal/00000001/00000000/000000010000000000000002.wal";
+    const THIRD: &str = "7412/wal/00000001/00000000/000000010000000000000003.wal";
+    const TAIL: &str = "7412/tail/00000001/000000010000000000000004.00000000-00000100.0A1B2C3D";
+    const IN_ORDER: [&str; 5] = [HISTORY, FIRST, SECOND, THIRD, TAIL];
+
+    /// Repositories that know the cluster; the last one is to be filled.
+    struct World {
+        stores: Vec<Store>,
+        filler: Filler,
+    }
+
+    impl World {
+        async fn new(count: usize) -> Self {
+            let stores: Vec<Store> = (0..count).map(|_| Store::in_memory()).collect();
+            let filler = Filler {
+                uploader: testing::uploader(&stores).await,
+                cluster: cluster(),
+                target: count - 1,
+                permits: Arc::new(Semaphore::new(1)),
+                same: BTreeSet::new(),
+                down_since: None,
+            };
+            Self { stores, filler }
+        }
+
+        async fn put(&self, number: usize, path: &str, bytes: Vec<u8>) {
+            let put = self.stores[number].put_new(path, bytes).await;
+            assert_eq!(put.unwrap(), PutOutcome::Created);
+        }
+
+        async fn fill(&mut self) -> Result<()> {
+            self.filler.fill_wal(&Request::default()).await
+        }
+
+        /// What is archived in the one to be filled.
+        async fn filled(&self) -> Vec<String> {
+            let listed = self.stores[self.filler.target].list("7412").await.unwrap();
+            let paths = listed.into_iter().map(|object| object.path);
+            let mut paths: Vec<String> = paths.filter(|path| !path.ends_with(".json")).collect();
+            paths.sort_by_key(|path| IN_ORDER.iter().position(|known| known == path));
+            paths
+        }
+    }
+
+    fn sealed(path: &str, plain: &[u8]) -> Vec<u8> {
+        testing::sealed(path, None, plain)
+    }
+
+    /// One byte of it is another one.
+    fn damaged(path: &str) -> Vec<u8> {
+        let mut bytes = sealed(path, b"WAL");
+        *bytes.last_mut().unwrap() ^= 1;
+        bytes
+    }
+
+    #[tokio::test]
+    async fn wal_goes_over_with_what_says_how_it_is_read() {
+        let mut world = World::new(2).await;
+        for path in IN_ORDER {
+            world.put(0, path, sealed(path, b"WAL")).await;
+        }
+        world.fill().await.unwrap();
+        assert_eq!(world.filled().await, IN_ORDER);
+        for path in IN_ORDER {
+            let there = world.stores[1].fetch(path, 1 << 20).await.unwrap();
+            assert_eq!(there, sealed(path, b"WAL"), "{path}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_had_is_no_success_and_nothing_behind_it_is_stored() {
+        let mut world = World::new(2).await;
+        for path in IN_ORDER {
+            let bytes = match path {
+                SECOND => damaged(path),
+                path => sealed(path, b"WAL"),
+            };
+            world.put(0, path, bytes).await;
+        }
+        let error = world.fill().await.unwrap_err();
+        assert_eq!(error.class(), ErrorClass::Corrupt, "{error}");
+        assert_eq!(world.filled().await, [HISTORY, FIRST]);
+        assert!(!world.filler.uploader.is_refused(1), "it may be had later");
+    }
+
+    #[tokio::test]
+    async fn what_one_peer_cannot_give_comes_from_the_next() {
+        let mut world = World::new(3).await;
+        world.put(0, FIRST, damaged(FIRST)).await;
+        for path in IN_ORDER {
+            world.put(1, path, sealed(path, b"WAL")).await;
+        }
+        world.fill().await.unwrap();
+        assert_eq!(world.filled().await, IN_ORDER);
+    }
+
+    #[tokio::test]
+    async fn other_contents_under_the_same_key_are_left_as_they_are_and_nothing_more_is_stored() {
+        let mut world = World::new(2).await;
+        world.put(0, FIRST, sealed(FIRST, b"WAL")).await;
+        world.put(0, SECOND, sealed(SECOND, b"WAL")).await;
+        let other = sealed(FIRST, b"WAL of another server");
+        world.put(1, FIRST, other.clone()).await;
+        let error = world.fill().await.unwrap_err();
+        assert_eq!(error.class(), ErrorClass::Conflict, "{error}");
+        assert!(world.filler.uploader.is_refused(1));
+        assert_eq!(world.filled().await, [FIRST]);
+        let there = world.stores[1].fetch(FIRST, 1 << 20).await.unwrap();
+        assert_eq!(there, other);
+        assert!(world.fill().await.is_err());
+        assert_eq!(world.filled().await, [FIRST]);
+    }
+
+    #[tokio::test]
+    async fn a_backup_exists_once_all_of_it_is_over() {
+        let of_backup = |object: &str| format!("7412/backups/20260123T142811Z-full-3fa9/{object}");
+        let (manifest, descriptor) = (of_backup("manifest"), of_backup("backup.json"));
+        for is_whole in [true, false] {
+            let world = World::new(2).await;
+            let bytes = match is_whole {
+                true => sealed(&manifest, b"{}"),
+                false => damaged(&manifest),
+            };
+            world.put(0, &manifest, bytes).await;
+            world.put(0, &descriptor, b"{}".to_vec()).await;
+            world.filler.fill_backups().await;
+            let listed = world.stores[1].list("7412/backups").await.unwrap();
+            let count = listed.len();
+            assert_eq!(count, if is_whole { 2 } else { 0 }, "{listed:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_repository_that_is_not_there_is_not_asked_in_a_loop() {
+        let requests = RequestCount::default();
+        let plan = FaultPlan {
+            requests: requests.clone(),
+            ..FaultPlan::default()
+        };
+        let counted = Store::faulty(&Store::in_memory(), plan, Deadlines::default());
+        let mut world = World::new(1).await;
+        // Nobody made the second one.
+        let mut repositories = world.filler.uploader.repositories().to_vec();
+        repositories.push(Repository::new("none", counted));
+        world.filler.uploader = testing::uploader_of(repositories);
+        world.filler.target = 1;
+        let (sender, receiver) = watch::channel(Request::default());
+        let (done, _) = watch::channel(vec![0; 2]);
+        sender.send_modify(|request| request.number = 1);
+        let run = Box::pin(world.filler.run(receiver, Arc::new(done)));
+        drop(tokio::time::timeout(FIRST_WAIT / 2, run).await);
+        assert_eq!(requests.of("fetch"), 1);
+    }
+}

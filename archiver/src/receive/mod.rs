@@ -16,6 +16,8 @@ mod slot;
 mod standby_slots;
 mod stream;
 mod survey;
+#[cfg(test)]
+mod testing;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -653,11 +655,58 @@ fn repository_end(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use repository::Store;
 
     #[test]
     fn memory_for_segments_stays_within_the_budget() {
         let in_flight = |mib: u32| segments_in_flight(SegmentSize::new(mib << 20).unwrap());
         assert_eq!([1, 16, 32, 64, 1024].map(in_flight), [4, 4, 2, 1, 1]);
+    }
+
+    /// What was rolled back may have got into one repository only.
+    #[tokio::test]
+    async fn what_any_repository_holds_must_come_again() {
+        let stores = [Store::in_memory(), Store::in_memory()];
+        let (_stop, stopped) = watch::channel(false);
+        let config = ReceiverConfig {
+            connection: ConnectionInfo::parse("host=a user=walden", &|_| None).unwrap(),
+            slot: "walden".into(),
+            cluster: testing::cluster(),
+            standby_slots: false,
+            rpo: Rpo::Sync,
+            on_invalid: OnInvalid::StoreAndReport,
+            disk_guard: None,
+            take_backup: None,
+        };
+        let receiver = Receiver::new(config, testing::uploader(&stores).await, stopped).unwrap();
+        let record = |offset: u64| Lsn::new((4 << 20) + offset);
+        let put = async |number: usize, name: &str, first, last| {
+            let wal = repository::descriptor::WalDescriptor {
+                first_record: Some(record(first)),
+                last_record: Some(record(last)),
+                ..Default::default()
+            };
+            let path = format!("7412/{name}");
+            let bytes = testing::sealed(&path, Some(wal), b"WAL");
+            let put = stores[number].put_new(&path, bytes).await;
+            assert_eq!(put.unwrap(), repository::PutOutcome::Created);
+        };
+        let tail = "tail/00000001/000000010000000000000004";
+        put(0, &format!("{tail}.00000000-00000080.0A1B2C3D"), 40, 80).await;
+        put(1, &format!("{tail}.00000000-00000080.0A1B2C3D"), 40, 80).await;
+        put(1, &format!("{tail}.00000080-00000100.0A1B2C3D"), 128, 200).await;
+        let before = "wal/00000001/00000000/000000010000000000000003.wal";
+        put(1, before, 0, 16).await;
+        let point = ResumePoint {
+            timeline: TimelineId::FIRST,
+            start: record(0),
+        };
+        let survey = receiver.survey().await.unwrap();
+        let stored = receiver.stored_records(&survey, point).await.unwrap();
+        for expected in [40, 80, 128, 200] {
+            assert!(stored.records.contains(&record(expected)), "{expected}");
+        }
+        assert_eq!(stored.previous, Some(record(16)));
     }
 
     #[test]

@@ -136,10 +136,40 @@ impl StandbySlots {
             return Ok(Visit::Made);
         };
         let replayed = asked.text(0, "replayed").and_then(|text| text.parse().ok());
-        let to = self.stored.get().min(replayed.unwrap_or(Lsn::INVALID));
-        if restart < to {
+        if let Some(to) = advance(restart, self.stored.get(), replayed) {
             sql.advance_slot(&self.slot, to).await?;
         }
         Ok(Visit::Kept)
+    }
+}
+
+/// Where a slot is moved to, if it is behind: never beyond what is `stored`, as a failover must find the rest, nor beyond what its server has
+/// replayed, which knows no later place.
+fn advance(restart: Lsn, stored: Lsn, replayed: Option<Lsn>) -> Option<Lsn> {
+    let to = stored.min(replayed.unwrap_or(Lsn::INVALID));
+    (restart < to).then_some(to)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slot_is_moved_to_what_is_stored_and_the_standby_has() {
+        let check = |restart, stored, replayed: Option<u64>, expected: Option<u64>| {
+            let to = advance(Lsn::new(restart), Lsn::new(stored), replayed.map(Lsn::new));
+            assert_eq!(
+                to,
+                expected.map(Lsn::new),
+                "{restart} {stored} {replayed:?}"
+            );
+        };
+        check(10, 20, Some(30), Some(20));
+        check(10, 30, Some(20), Some(20));
+        check(20, 20, Some(30), None);
+        check(25, 20, Some(30), None);
+        check(10, 20, None, None);
+        // Nothing was reported yet.
+        check(10, 0, Some(30), None);
     }
 }

@@ -328,3 +328,90 @@ impl Report {
         text
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use repository::Store;
+    use repository::key::ObjectKey;
+    use repository::sealed::{BufferPool, Compression, Facts, SealPolicy, Sealer};
+
+    const HISTORY: &[u8] = b"1\t0/3000500\tno recovery target specified\n";
+
+    /// Asks a repository that holds these, all but history files empty, about a server on timeline 2.
+    async fn ask(stored: &[(&str, &[u8])], server: &[u8], is_marked: bool) -> Result<usize> {
+        let cluster = "7412".parse().unwrap();
+        let repository = Repository::new("test", Store::in_memory());
+        for (path, plain) in stored {
+            let key: ObjectKey = format!("7412/wal/{path}").parse().unwrap();
+            let policy = SealPolicy {
+                recipients: None,
+                compression: Compression::Lz4,
+                minimal_descriptor: false,
+            };
+            let facts = Facts {
+                key,
+                pg_version: 18,
+                wal: None,
+            };
+            let sealed = Sealer::new(policy, BufferPool::new(0)).seal(facts, plain);
+            repository.put(&sealed.unwrap()).await.unwrap();
+        }
+        let second = TimelineId::new(2).unwrap();
+        let histories = Histories {
+            parsed: TimelineHistory::parse(second, server).unwrap(),
+            contents: vec![(second, server.to_vec())],
+        };
+        let stored = Stored {
+            repository: &repository,
+            cluster,
+            size: SegmentSize::DEFAULT,
+        };
+        let left = stored.goes_on_with(&histories, is_marked).await?;
+        Ok(left.len())
+    }
+
+    #[tokio::test]
+    async fn a_server_whose_past_is_stored_is_let_in_and_one_with_another_past_is_not() {
+        const OTHER: &[u8] = b"1\t0/4000500\tno recovery target specified\n";
+        let parent = ("00000001/00000000/000000010000000000000003.wal", &b""[..]);
+        let own = ("00000002/00000000/000000020000000000000003.wal", &b""[..]);
+        let newer = ("00000003/00000000/000000030000000000000005.wal", &b""[..]);
+        let history = ("00000002.history", HISTORY);
+        for (stored, server, is_marked, expected) in [
+            (vec![], HISTORY, true, Ok(0)),
+            (vec![parent], HISTORY, true, Ok(1)),
+            (vec![parent, history], HISTORY, true, Ok(1)),
+            (
+                vec![parent, history],
+                OTHER,
+                true,
+                Err("two servers were promoted to it"),
+            ),
+            (
+                vec![parent, history],
+                OTHER,
+                false,
+                Err("two servers were promoted to it"),
+            ),
+            (vec![history, own], HISTORY, false, Ok(0)),
+            (
+                vec![history, own],
+                HISTORY,
+                true,
+                Err("another one was promoted to it"),
+            ),
+            (vec![history, own, newer], HISTORY, false, Err("timeline 3")),
+        ] {
+            let names: Vec<&str> = stored.iter().map(|(path, _)| *path).collect();
+            match (ask(&stored, server, is_marked).await, expected) {
+                (Ok(left), Ok(expected)) => assert_eq!(left, expected, "{names:?}"),
+                (Err(error), Err(expected)) => {
+                    let said = format!("{error:#}");
+                    assert!(said.contains(expected), "{names:?}: {said}");
+                }
+                (asked, _) => panic!("{names:?} {is_marked}: {asked:?}"),
+            }
+        }
+    }
+}

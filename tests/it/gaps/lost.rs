@@ -23,6 +23,10 @@ fn a_lost_slot(major: u32, is_running: bool) {
     }
     let stored = archived.stored_end();
     archived.work(Duration::from_millis(300));
+    if is_running {
+        // More than it holds, and than is on the way to it.
+        archived.write_wal(12);
+    }
     let lost = "select wal_status from pg_replication_slots where slot_name = 'walden'";
     wait_until("the slot is lost", DEADLINE, || {
         archived.write_wal(2);
@@ -170,6 +174,9 @@ fn a_lost_slot(major: u32, is_running: bool) {
     let log = terminate(run, 3);
     assert_eq!(log.matches(" GAP: ").count(), gaps.len(), "{log}");
     assert!(log.contains("took a base backup behind the gap"), "{log}");
+    // Else the server's checkpointer waits for it, and it for the store.
+    let let_go = log.contains("closed the connection to the server");
+    assert_eq!(let_go, is_running, "{log}");
 }
 
 #[test]

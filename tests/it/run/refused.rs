@@ -33,6 +33,23 @@ fn a_second_run_says_that_the_slot_is_in_use() {
 }
 
 #[test]
+fn what_stands_where_a_segment_belongs_stays_and_ends_the_run() {
+    let server = server(18).start();
+    let site = Site::new(&server, Plan::default());
+    let run = site.archive(&server);
+    let name = server.psql("select pg_walfile_name(pg_current_wal_insert_lsn())");
+    let folder = format!("{}/wal/{}/{}", site.cluster(), &name[..8], &name[8..16]);
+    let path = site.root.join(folder).join(format!("{name}.wal"));
+    fs::create_dir_all(path.parent().expect("a folder")).expect("make a folder");
+    fs::write(&path, "other contents").expect("write an object");
+    write_wal(&server, 2);
+    let ended = run.wait(DEADLINE).expect_code(5);
+    assert!(ended.stderr.contains("CONFLICT"), "{ended}");
+    let there = fs::read(&path).expect("read the object");
+    assert_eq!(String::from_utf8_lossy(&there), "other contents");
+}
+
+#[test]
 fn another_cluster_and_major_14_are_refused() {
     let ours = server(15).start();
     let site = Site::new(&ours, Plan::default());

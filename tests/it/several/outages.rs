@@ -2,7 +2,7 @@
 
 use super::door::State;
 use super::{DEADLINE, Pair, terminate};
-use crate::support::process::{note, peak_memory};
+use crate::support::process::{Running, note, peak_memory};
 use crate::support::wait_until;
 use crate::support::walden::wait_until_stored;
 use serde_json::json;
@@ -10,6 +10,14 @@ use std::time::{Duration, Instant};
 
 /// What the receiver may take, and what a process takes anyway.
 const MEMORY_BOUND: u64 = (256 + 96) << 20;
+
+/// What it lacked may be there before the repository that was behind takes part again.
+#[track_caller]
+fn takes_part_again(run: &Running) {
+    wait_until("it takes part again", DEADLINE, || {
+        run.printed().1.contains("caught up").then_some(())
+    });
+}
 
 #[test]
 fn under_any_a_store_that_hangs_slows_nobody_and_is_filled_up() {
@@ -38,14 +46,12 @@ fn under_any_a_store_that_hangs_slows_nobody_and_is_filled_up() {
     );
     pair.far.set(State::Open);
     pair.wait_until_same();
+    takes_part_again(&run);
     pair.write("hung", 1);
     wait_until_stored(&pair.server);
     pair.wait_until_same();
     let log = terminate(run);
-    assert!(
-        log.contains("holds up the others") && log.contains("caught up"),
-        "{log}"
-    );
+    assert!(log.contains("holds up the others"), "{log}");
     pair.assert_each_restores("hung");
 }
 
@@ -120,8 +126,8 @@ fn one_that_is_down_at_the_start_is_filled_when_it_comes() {
         assert!(!pair.far_paths().iter().any(|path| path.ends_with(".wal")));
         pair.far.set(State::Open);
         wait_until_stored(&pair.server);
+        takes_part_again(&run);
         pair.wait_until_same();
-        let log = terminate(run);
-        assert!(log.contains("caught up"), "{ack}: {log}");
+        terminate(run);
     }
 }
