@@ -3,6 +3,7 @@
 //! Asking either side is separate, so that each can be down alone; [`judge`] is pure and tells apart which one is, and whether
 //! nothing archives although both are up.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use archiver::replication::{
@@ -86,6 +87,8 @@ pub(crate) struct StoredState {
     pub(crate) last_backup: Option<(String, Timestamp)>,
     /// WAL behind the newest backup that was stored although it is not valid: segment, and from where on.
     pub(crate) invalid: Vec<(SegmentName, Lsn)>,
+    /// Sealed segments and their stored size in bytes.
+    pub(crate) segments: BTreeMap<SegmentName, u64>,
 }
 
 /// Something that is wrong, and with which side.
@@ -207,6 +210,11 @@ pub(crate) async fn ask_repository(
         reachable: oldest.zip(newest),
         last_backup: last_backup.map(|backup| (backup.label.clone(), backup.stopped)),
         invalid,
+        segments: catalog
+            .timelines
+            .values()
+            .flat_map(|objects| objects.segments.clone())
+            .collect(),
     })
 }
 
@@ -461,6 +469,7 @@ mod tests {
             reachable: None,
             last_backup: Some(("x".into(), Timestamp::UNIX_EPOCH)),
             invalid: Vec::new(),
+            segments: BTreeMap::new(),
         }
     }
 

@@ -1,12 +1,12 @@
-//! For commands that look at each configured repository by itself (`window`, `verify`): all of them, or the one that is named. One that cannot be
-//! looked at keeps nobody from the others, and is told. Reading several as one is `sources.rs`'s.
+//! For commands that look at each configured repository by itself (`list`, `window`, `verify`): all of them, or the one that is named. One that
+//! cannot be looked at keeps nobody from the others, and is told. Reading several as one is `sources.rs`'s.
 
 use std::fmt;
 
 use anyhow::{Result, anyhow};
 use futures_util::future::join_all;
-use repository::Repository;
 use repository::cluster::ClusterDocument;
+use repository::{Deadlines, Repository};
 use serde::Serialize;
 
 use crate::config::Config;
@@ -66,15 +66,26 @@ pub(crate) struct Seen<T> {
     pub(crate) unseen: Vec<Unseen>,
 }
 
-/// Opens every configured repository and finds the cluster in it: `named` on the command line, or the configured one.
+/// Opens every configured repository and finds the cluster in it: `named` on the command line, or the configured one. Of several, one that does
+/// not answer within `patience` is not waited for.
 ///
 /// # Errors
 /// As [`open::require_repository`] and [`open::find_cluster`] for the first one, if none of them can be looked at.
-pub(crate) async fn open_each(config: &Config, named: Option<&str>) -> Result<Seen<Place>> {
+pub(crate) async fn open_each(
+    config: &Config,
+    named: Option<&str>,
+    patience: Deadlines,
+) -> Result<Seen<Place>> {
+    let patience = match config.repositories.len() {
+        1 => Deadlines::default(),
+        _ => patience,
+    };
     let repositories = open::repositories(config).await?;
-    let asked = repositories.iter().map(|repository| async move {
-        open::require_repository(repository).await?;
-        let cluster = open::find_cluster(config, repository, named).await?;
+    let probes = open::repositories_with(config, patience).await?;
+    let asked = repositories.iter().zip(&probes);
+    let asked = asked.map(|(repository, probe)| async move {
+        open::require_repository(probe).await?;
+        let cluster = open::find_cluster(config, probe, named).await?;
         Ok(Place {
             repository: repository.clone(),
             cluster,

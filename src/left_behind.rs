@@ -1,5 +1,6 @@
 //! What is stored beside the path of the server: the commits that a failover or a restore left behind. For `status`.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -7,11 +8,13 @@ use archiver::branches;
 use archiver::replication::{Connection, ConnectionInfo, Deadlines, Mode};
 use pitr::left_behind::count_commits;
 use repository::ErrorClass;
+use repository::sealed::OpenPolicy;
 use repository::wal::utc;
 use serde::Serialize;
 use wal_format::{TimelineHistory, TimelineId};
 
 use crate::config::Config;
+use crate::each::{Place, Unseen};
 use crate::open;
 
 /// How long one answer of the server may take: a person waits.
@@ -32,6 +35,8 @@ pub(crate) struct LeftBehind {
     from_lsn: String,
     /// Where what is stored of it ends.
     to_lsn: String,
+    /// Names of the repositories that hold all of it.
+    repositories: Vec<String>,
     /// Transactions that committed there; `None`: no key opens the WAL, or it is too old to be looked at each time.
     commits: Option<u64>,
     /// There may be more.
@@ -46,69 +51,102 @@ struct LastCommit {
     lsn: String,
 }
 
-/// Asks the server for its history and the repository for what lies beside it.
+/// Asks the server for its history and each repository for what lies beside it; also gives those that could not be looked at.
 ///
 /// # Errors
-/// Either cannot be asked.
+/// The server cannot be asked.
 pub(crate) async fn ask(
     info: &ConnectionInfo,
     timeline: TimelineId,
     config: &Config,
-) -> Result<Vec<LeftBehind>> {
+    places: &[Place],
+) -> Result<(Vec<LeftBehind>, Vec<Unseen>)> {
     // Nothing was left before the first promotion.
     if timeline == TimelineId::FIRST {
-        return Ok(Vec::new());
+        return Ok(Default::default());
     }
     let mut connection =
         Connection::connect_with(info, Mode::PhysicalReplication, PATIENCE).await?;
     let file = connection.timeline_history(timeline).await?;
     connection.close().await?;
     let history = TimelineHistory::parse(timeline, &file.content)?;
-    let repository = open::open_repository_with(config, open::IMPATIENT).await?;
-    let cluster = open::find_cluster(config, &repository, None).await?;
-    let catalog = repository.list(cluster.id()).await?;
-    let left = branches::left_behind(&history, &catalog, cluster.segment_size()?);
     let policy = open::open_policy(config, false).await.unwrap_or_default();
+    let (mut left, mut unseen) = (BTreeMap::new(), Vec::new());
+    for place in places {
+        let (repository, cluster) = (&place.repository, &place.cluster);
+        let listed = repository.list(cluster.id()).await;
+        match listed {
+            Ok(catalog) => {
+                for one in branches::left_behind(&history, &catalog, cluster.segment_size()?) {
+                    let holders: &mut Vec<_> = left.entry(one.timeline).or_default();
+                    holders.push((place, one));
+                }
+            }
+            Err(error) => unseen.push(Unseen::new(repository, &error.into())),
+        }
+    }
     let mut found = Vec::new();
-    for (index, left) in left.iter().rev().enumerate() {
-        let mut one = LeftBehind {
+    for (index, (_, holders)) in left.into_iter().rev().enumerate() {
+        let is_counted = index < MAX_COUNTED;
+        found.extend(LeftBehind::new(&holders, is_counted, &policy).await);
+    }
+    Ok((found, unseen))
+}
+
+impl LeftBehind {
+    /// One timeline's, of those that hold any of it: the one that reaches furthest tells.
+    async fn new(
+        holders: &[(&Place, branches::LeftBehind)],
+        is_counted: bool,
+        policy: &OpenPolicy,
+    ) -> Option<Self> {
+        let furthest = holders.iter().rev().max_by_key(|(_, one)| one.to);
+        let (place, left) = furthest?;
+        let from = holders.iter().map(|(_, one)| one.from).min();
+        let from = from.unwrap_or(left.from);
+        let whole = holders.iter().filter(|(_, one)| one.to == left.to);
+        let mut one = Self {
             timeline: left.timeline.get(),
-            from_lsn: left.from.to_string(),
+            from_lsn: from.to_string(),
             to_lsn: left.to.to_string(),
+            repositories: whole
+                .map(|(place, _)| place.repository.name().to_owned())
+                .collect(),
             commits: None,
             at_least: false,
             last: None,
         };
-        if index < MAX_COUNTED {
-            let id = cluster.id();
-            match count_commits(&repository, &policy, id, left.timeline, left.from, left.to).await {
-                Ok(counted) => {
-                    one.commits = Some(counted.count);
-                    one.at_least = !counted.is_whole;
-                    one.last = counted.last.map(|commit| LastCommit {
-                        time: utc(commit.time),
-                        xid: commit.xid,
-                        lsn: commit.lsn.to_string(),
-                    });
-                }
-                // What is missing or damaged is for `verify` to say; without a key nothing can be counted.
-                Err(error) if error.class() != ErrorClass::Retry => {
-                    tracing::debug!(
-                        "commits of timeline {} are not counted: {error}",
-                        left.timeline
-                    );
-                }
-                Err(error) => return Err(error.into()),
-            }
+        if !is_counted {
+            return Some(one);
         }
-        found.push(one);
+        let (repository, id) = (&place.repository, place.cluster.id());
+        match count_commits(repository, policy, id, left.timeline, left.from, left.to).await {
+            Ok(counted) => {
+                one.commits = Some(counted.count);
+                one.at_least = !counted.is_whole;
+                one.last = counted.last.map(|commit| LastCommit {
+                    time: utc(commit.time),
+                    xid: commit.xid,
+                    lsn: commit.lsn.to_string(),
+                });
+            }
+            Err(error) if error.class() == ErrorClass::Retry => {
+                let (name, timeline) = (repository.name(), left.timeline);
+                tracing::warn!(
+                    "commits of timeline {timeline} are not counted: repository {name}: {error}"
+                );
+            }
+            // What is missing or damaged is for `verify` to say; without a key nothing can be counted.
+            Err(error) => tracing::debug!(
+                "commits of timeline {} are not counted: {error}",
+                left.timeline
+            ),
+        }
+        Some(one)
     }
-    Ok(found)
-}
 
-impl LeftBehind {
-    /// One line, without its label.
-    pub(crate) fn to_text(&self) -> String {
+    /// One line, without its label; `all` are the names of the repositories that were looked at.
+    pub(crate) fn to_text(&self, all: &[String]) -> String {
         let mut text = format!("timeline {} beyond {}", self.timeline, self.from_lsn);
         match (self.commits, &self.last) {
             (Some(count), Some(last)) => {
@@ -127,6 +165,11 @@ impl LeftBehind {
             (None, _) => text.push_str(&format!(" up to {}: commits not counted", self.to_lsn)),
         }
         text.push_str(&format!(" (restores with --timeline {})", self.timeline));
+        let lack = all.iter().filter(|name| !self.repositories.contains(name));
+        let lack: Vec<&str> = lack.map(String::as_str).collect();
+        if !lack.is_empty() {
+            text.push_str(&format!("; not, or not all of it, in {}", lack.join(", ")));
+        }
         text
     }
 }

@@ -4,6 +4,7 @@ mod archiving_state;
 mod cli;
 mod commands;
 mod config;
+mod conflicts;
 mod copy_report;
 mod each;
 mod exit_code;

@@ -44,25 +44,6 @@ pub(crate) async fn repositories_with(
     Ok(repositories)
 }
 
-/// The first configured repository, under the store's usual deadlines. Nothing is asked of the store yet.
-///
-/// # Errors
-/// As [`open_configured`].
-pub(crate) async fn open_repository(config: &Config) -> Result<Repository> {
-    open_repository_with(config, Deadlines::default()).await
-}
-
-/// The same under other deadlines.
-///
-/// # Errors
-/// As [`open_repository`].
-pub(crate) async fn open_repository_with(
-    config: &Config,
-    deadlines: Deadlines,
-) -> Result<Repository> {
-    open_configured(config.repository(), deadlines).await
-}
-
 /// One configured repository. Nothing is asked of the store yet.
 ///
 /// # Errors
@@ -95,20 +76,10 @@ pub(crate) async fn open_configured(
     Ok(Repository::new(&configured.name, store))
 }
 
-/// The first configured repository, after asking that there is one.
-///
-/// # Errors
-/// As [`open_repository`]; nobody ever made a repository there: exit code 10; the store does not answer.
-pub(crate) async fn open_existing_repository(config: &Config) -> Result<Repository> {
-    let repository = open_repository(config).await?;
-    require_repository(&repository).await?;
-    Ok(repository)
-}
-
 /// Asks that there is a repository.
 ///
 /// # Errors
-/// As [`open_existing_repository`].
+/// Nobody ever made a repository there: exit code 10; the store does not answer.
 pub(crate) async fn require_repository(repository: &Repository) -> Result<()> {
     let found = repository.fetch_identity().await;
     // A folder that is not there proves nothing (its file system may not be mounted), yet there is no repository either.
@@ -267,6 +238,10 @@ mod tests {
         Config::load(None, crate::config::Caller::Command, &overrides).unwrap()
     }
 
+    async fn open_first(config: &Config) -> Result<Repository> {
+        open_configured(config.repository(), Deadlines::default()).await
+    }
+
     fn document(system_identifier: u64) -> ClusterDocument {
         ClusterDocument {
             format: 1,
@@ -285,10 +260,10 @@ mod tests {
     async fn the_cluster_is_the_named_the_configured_or_the_only_one() {
         let folder = tempfile::tempdir().unwrap();
         let mut config = config(&format!("file://{}/r", folder.path().display()));
-        let none = require_repository(&open_repository(&config).await.unwrap()).await;
+        let none = require_repository(&open_first(&config).await.unwrap()).await;
         assert_eq!(Failure::of(&none.unwrap_err()).code, ExitCode::NoRepository);
         std::fs::create_dir(folder.path().join("r")).unwrap();
-        let repository = open_repository(&config).await.unwrap();
+        let repository = open_first(&config).await.unwrap();
         let none = require_repository(&repository).await.unwrap_err();
         assert_eq!(Failure::of(&none).code, ExitCode::NoRepository);
         let none = find_cluster(&config, &repository, None).await;
@@ -333,7 +308,7 @@ mod tests {
             access_key: "cmd:echo id".parse().unwrap(),
             secret_key: "env:WALDEN_TEST_NO_SUCH_VARIABLE".parse().unwrap(),
         });
-        let error = open_repository(&config).await.err().unwrap();
+        let error = open_first(&config).await.err().unwrap();
         let failure = Failure::of(&error);
         assert_eq!(failure.code, ExitCode::Usage);
         assert!(failure.line().contains("is not set"), "{}", failure.line());

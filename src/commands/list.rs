@@ -1,27 +1,33 @@
-//! `walden list`: the backups of a cluster and how far each one reaches. Read from names and descriptors: no key is needed. With
-//! one (or unencrypted), history files are opened too, and a window goes on across timelines.
+//! `walden list`: the backups of a cluster, how far each one reaches, and what each repository has of them. Read from names and descriptors: no key
+//! is needed. With one (or unencrypted), history files are opened too, and a window goes on across timelines.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
+use futures_util::future::join_all;
 use jiff::Timestamp;
 use pitr::survey::{Effort, Survey};
+use pitr::window::Reach;
 use repository::backup::BackupDescriptor;
+use repository::key::ClusterId;
 use serde::Serialize;
 
 use super::Globals;
 use crate::cli::SourceArgs;
 use crate::config::Overrides;
+use crate::each::{self, Place, Unseen};
 use crate::exit_code::ExitCode;
 use crate::open;
 use crate::report::{Align, Table};
-use crate::units::{ByteSize, human_duration};
-use crate::windows::{Gap, Window, gaps_of, policy_if_any};
+use crate::units::{ByteSize, counted, human_duration};
+use crate::windows::{Gap, Point, Window, gaps_of, policy_if_any};
 
 /// List backups, their sizes and the window each one opens
 ///
-/// Needs no key and no server: what it shows is read from the repository alone.
+/// Needs no key and no server: what it shows is read from the repositories alone, each of them or the one that is named. What one lacks of another's
+/// backups, or that one cannot be looked at, shows in the exit code.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -35,16 +41,34 @@ pub(crate) struct ListArgs {
 
 #[derive(Debug, Serialize)]
 struct Report {
-    repository: String,
     cluster: String,
     /// Others of the same system identifier: opened after a conflict, or before one.
     other_incarnations: Vec<String>,
-    /// Names of other configured repositories, of which nothing is said here.
-    other_repositories: Vec<String>,
+    /// Those that any repository has whole, each with the window of the one in which it reaches furthest.
     backups: Vec<Backup>,
-    /// Labels that were begun and not finished, or are being made now.
+    /// Labels that were begun and are finished nowhere, or are being made now.
     unfinished: Vec<String>,
+    /// Those of any repository.
     gaps: Vec<Gap>,
+    /// Each that was looked at.
+    repositories: Vec<Shelf>,
+    /// Those that could not be.
+    unseen: Vec<Unseen>,
+}
+
+/// What one repository has of it.
+#[derive(Debug, Serialize)]
+struct Shelf {
+    /// Its name in the configuration.
+    name: String,
+    url: String,
+    /// Backups that it has whole.
+    backups: usize,
+    /// Labels of those that others have whole.
+    lacks: Vec<String>,
+    gaps: Vec<Gap>,
+    /// The furthest moment that can be recovered to from it alone.
+    newest: Option<Point>,
 }
 
 #[derive(Debug, Serialize)]
@@ -62,64 +86,41 @@ struct Backup {
     stop_lsn: String,
     /// `None`: the WAL that makes the backup consistent is not stored.
     window: Option<Window>,
+    /// Names of those that have it whole.
+    repositories: Vec<String>,
 }
 
-/// Lists; ends with 3 if there are gaps that nobody has acknowledged.
+/// Lists; ends with 3 if there are gaps that nobody has acknowledged, a repository lacks a backup that another one has, or could not be looked at.
 pub(crate) async fn run(args: ListArgs, globals: &Globals) -> Result<ExitCode> {
     let overrides = Overrides {
         repository: args.source.repository(),
         ..Overrides::default()
     };
     let config = args.source.choose(globals.load_config(&overrides)?)?;
-    let repository = open::open_existing_repository(&config).await?;
-    let cluster = open::find_cluster(&config, &repository, args.source.cluster.as_deref()).await?;
-    let policy = policy_if_any(&config).await;
-    let survey = Survey::gather(&repository, &cluster, &policy, Effort::ENDS).await?;
-    let windows = survey.windows.backups.iter();
-    let mut backups: Vec<Backup> = windows
-        .filter_map(|window| {
-            let descriptor = survey.descriptors.get(&window.backup.label)?;
-            Some(Backup::new(descriptor, Window::of(window)))
-        })
-        .collect();
-    // Labels have no more than seconds.
-    backups.sort_by_key(|backup| backup.started);
-    let id = cluster.id();
-    let others = repository.list_clusters().await?.into_iter();
-    let others =
-        others.filter(|other| other.system_identifier == id.system_identifier && *other != id);
-    let report = Report {
-        repository: repository.url().to_owned(),
-        cluster: id.to_string(),
-        other_repositories: config
-            .repositories
-            .iter()
-            .filter(|one| one.name != repository.name())
-            .map(|one| one.name.clone())
-            .collect(),
-        other_incarnations: others.map(|other| other.to_string()).collect(),
-        backups,
-        unfinished: survey
-            .catalog
-            .backups
-            .iter()
-            .filter(|(_, backup)| !backup.complete)
-            .map(|(label, _)| label.to_string())
-            .collect(),
-        gaps: gaps_of(&survey.windows),
-    };
+    let named = args.source.cluster.as_deref();
+    let places = each::open_each(&config, named, open::IMPATIENT).await?;
+    let policy = &policy_if_any(&config).await;
+    let surveys = places.each.iter().map(|place| async move {
+        let (repository, cluster) = (&place.repository, &place.cluster);
+        let survey = Survey::gather(repository, cluster, policy, Effort::ENDS).await?;
+        let known = repository.list_clusters().await?;
+        Ok::<_, anyhow::Error>((place, survey, known))
+    });
+    let surveys = join_all(surveys).await;
+    let repositories = places.each.iter().map(|place| &place.repository);
+    let seen = each::collect(repositories.zip(surveys))?;
+    let report = Report::new(&seen.each, [places.unseen, seen.unseen].concat());
     globals.output.print("walden.list", &report, || {
         report.to_text(globals.output.color)
     })?;
-    Ok(if report.gaps.iter().all(|gap| gap.acknowledged) {
-        ExitCode::Done
-    } else {
-        ExitCode::Warnings
+    Ok(match report.is_well() {
+        true => ExitCode::Done,
+        false => ExitCode::Warnings,
     })
 }
 
 impl Backup {
-    fn new(descriptor: &BackupDescriptor, window: Option<Window>) -> Self {
+    fn new(descriptor: &BackupDescriptor) -> Self {
         Self {
             label: descriptor.label.clone(),
             kind: descriptor.kind.clone(),
@@ -132,7 +133,8 @@ impl Backup {
             stored_bytes: descriptor.stored_size,
             start_lsn: descriptor.start_lsn.to_string(),
             stop_lsn: descriptor.stop_lsn.to_string(),
-            window,
+            window: None,
+            repositories: Vec::new(),
         }
     }
 }
@@ -143,6 +145,75 @@ fn took(descriptor: &BackupDescriptor) -> Duration {
 }
 
 impl Report {
+    fn new(seen: &[(&Place, Survey, Vec<ClusterId>)], unseen: Vec<Unseen>) -> Self {
+        let (mut backups, mut gaps) = (BTreeMap::new(), Vec::new());
+        let (mut unfinished, mut others) = (BTreeSet::new(), BTreeSet::new());
+        for (place, survey, known) in seen {
+            for one in &survey.windows.backups {
+                let label = &one.backup.label;
+                let Some(descriptor) = survey.descriptors.get(label) else {
+                    continue;
+                };
+                let reach = one.reaches.first().map(Reach::to);
+                let reach = reach.map(|to| (to.timeline, to.lsn));
+                let (furthest, backup) = backups
+                    .entry(label.clone())
+                    .or_insert_with(|| (None, Backup::new(descriptor)));
+                if reach > *furthest {
+                    (*furthest, backup.window) = (reach, Window::of(one));
+                }
+                let name = place.repository.name();
+                backup.repositories.push(name.to_owned());
+            }
+            for gap in gaps_of(&survey.windows) {
+                if !gaps.contains(&gap) {
+                    gaps.push(gap);
+                }
+            }
+            let begun = survey.catalog.backups.iter();
+            unfinished.extend(begun.map(|(label, _)| label.clone()));
+            let id = place.cluster.id();
+            let other = |other: &&ClusterId| {
+                other.system_identifier == id.system_identifier && **other != id
+            };
+            others.extend(known.iter().filter(other).copied());
+        }
+        unfinished.retain(|label| !backups.contains_key(label));
+        let shelf = |(place, survey, _): &(&Place, Survey, _)| {
+            let has = &survey.descriptors;
+            let lacks = backups.keys().filter(|label| !has.contains_key(*label));
+            let newest = survey.windows.newest();
+            Shelf {
+                name: place.repository.name().to_owned(),
+                url: place.repository.url().to_owned(),
+                backups: has.len(),
+                lacks: lacks.map(ToString::to_string).collect(),
+                gaps: gaps_of(&survey.windows),
+                newest: newest.map(|(_, reach)| reach.to().into()),
+            }
+        };
+        let repositories = seen.iter().map(shelf).collect();
+        let mut backups: Vec<Backup> = backups.into_values().map(|(_, backup)| backup).collect();
+        // Labels have no more than seconds.
+        backups.sort_by_key(|backup| backup.started);
+        let cluster = seen.first().map(|(place, ..)| place.cluster.id());
+        Self {
+            cluster: cluster.map(|id| id.to_string()).unwrap_or_default(),
+            other_incarnations: others.iter().map(ToString::to_string).collect(),
+            backups,
+            unfinished: unfinished.iter().map(ToString::to_string).collect(),
+            gaps,
+            repositories,
+            unseen,
+        }
+    }
+
+    fn is_well(&self) -> bool {
+        self.unseen.is_empty()
+            && self.gaps.iter().all(|gap| gap.acknowledged)
+            && self.repositories.iter().all(|one| one.lacks.is_empty())
+    }
+
     fn to_text(&self, color: bool) -> String {
         if self.backups.is_empty() {
             return format!(
@@ -200,15 +271,36 @@ impl Report {
                 "another incarnation: {other} (--cluster {other} lists it)\n"
             ));
         }
-        for gap in &self.gaps {
+        let is_one = self.repositories.len() + self.unseen.len() == 1;
+        for gap in self.gaps.iter().filter(|_| is_one) {
             text.push_str(&format!("gap: {gap}\n"));
         }
-        if !self.other_repositories.is_empty() {
-            text.push_str(&format!(
-                "this is {} alone; --repository shows another one: {}\n",
-                self.repository,
-                self.other_repositories.join(", ")
-            ));
+        for shelf in self.repositories.iter().filter(|_| !is_one) {
+            text.push_str(&shelf.to_text());
+        }
+        for unseen in &self.unseen {
+            text.push_str(&format!("{unseen}\n"));
+        }
+        text
+    }
+}
+
+impl Shelf {
+    fn to_text(&self) -> String {
+        let reaches = match &self.newest {
+            Some(newest) => format!("reaches {newest}"),
+            None => "nothing can be recovered from it".to_owned(),
+        };
+        let (name, url) = (&self.name, &self.url);
+        let mut text = format!(
+            "repository {name} ({url}): {}, {reaches}\n",
+            counted(self.backups, "backup")
+        );
+        for label in &self.lacks {
+            text.push_str(&format!("repository {name} lacks {label}\n"));
+        }
+        for gap in &self.gaps {
+            text.push_str(&format!("repository {name}: gap: {gap}\n"));
         }
         text
     }

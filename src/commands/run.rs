@@ -37,7 +37,7 @@ pub(crate) struct RunArgs {
     pub(crate) server: ServerArgs,
 }
 
-/// Runs until a signal, and ends with 3 if WAL came that is not valid, or was lost; an error is one that only a human can settle.
+/// Runs until a signal, and ends with 3 if WAL came that is not valid, or was lost, or a repository holds other contents than ours; an error is one that only a human can settle.
 pub(crate) async fn run(args: RunArgs, globals: &Globals) -> Result<ExitCode> {
     let overrides = Overrides {
         conninfo: args.server.conninfo,
@@ -72,6 +72,7 @@ pub(crate) async fn run(args: RunArgs, globals: &Globals) -> Result<ExitCode> {
         )
     });
     let uploader = uploader(in_flight + 1);
+    let stored = uploader.clone();
     let receiver = ReceiverConfig {
         connection,
         slot: config.postgres.slot.clone(),
@@ -105,11 +106,18 @@ pub(crate) async fn run(args: RunArgs, globals: &Globals) -> Result<ExitCode> {
             "WAL was lost: see `walden gap list`"
         );
     }
+    let refused = stored.refused();
+    if !refused.is_empty() {
+        tracing::error!(
+            repositories = refused.join(" "),
+            "CONFLICT: there are other contents than ours, and nothing more was stored: see `walden status` and `walden verify`"
+        );
+    }
     Ok(match received {
         Received {
             first_invalid: None,
             gaps_recorded: 0,
-        } => ExitCode::Done,
+        } if refused.is_empty() => ExitCode::Done,
         _ => ExitCode::Warnings,
     })
 }

@@ -12,12 +12,14 @@ use crate::archiving_state::{
 };
 use crate::cli::ServerArgs;
 use crate::config::{self, Ack, Config, Overrides};
+use crate::conflicts;
+use crate::each::{Place, Unseen};
 use crate::exit_code::ExitCode;
 use crate::failure::Failure;
 use crate::left_behind::{self, LeftBehind};
 use crate::open;
 use crate::slot_state;
-use crate::units::{ByteSize, human_duration};
+use crate::units::{ByteSize, counted, human_duration};
 use crate::windows::{Gap, Point};
 
 /// Show how far WAL is received and stored, the lag, the slot and any gaps
@@ -47,8 +49,10 @@ struct Report {
     stored: Option<Stored>,
     lag_bytes: Option<u64>,
     lag_seconds: Option<f64>,
-    /// What is stored beside the server's path: the cost of failovers.
+    /// What is stored beside the server's path in any repository: the cost of failovers.
     left_behind: Vec<LeftBehind>,
+    /// Repositories that answer, and could not be looked at for that.
+    left_behind_unseen: Vec<Unseen>,
     problems: Vec<Problem>,
 }
 
@@ -66,6 +70,11 @@ struct Mirror {
     behind_since: Option<Timestamp>,
     /// Label of its newest base backup.
     last_backup: Option<String>,
+    /// When that ended: labels have no more than seconds.
+    #[serde(skip)]
+    backup_stopped: Option<Timestamp>,
+    /// Segments that it holds with other contents than the one that stands for all.
+    conflicts: Vec<String>,
     /// Why it cannot be asked.
     error: Option<String>,
 }
@@ -146,7 +155,7 @@ pub(crate) async fn run(args: StatusArgs, globals: &Globals) -> Result<ExitCode>
         let asked = asked.as_ref().map(|(_, stored)| stored);
         mirrors.push(Mirror::new(configured, asked, server.as_ref().ok()));
     }
-    let reach = |asked: &Result<(u64, StoredState)>| {
+    let reach = |asked: &Result<(Place, StoredState)>| {
         let (_, stored) = asked.as_ref().ok()?;
         timeline.map_or(stored.ends.last().map(|(_, end)| *end), |timeline| {
             stored.end_for(timeline)
@@ -157,9 +166,21 @@ pub(crate) async fn run(args: StatusArgs, globals: &Globals) -> Result<ExitCode>
         .rev()
         .max_by_key(|number| (asked[*number].is_ok(), reach(&asked[*number])));
     let best = best.unwrap_or_default();
+    if let Ok(standing) = &asked[best] {
+        for (mirror, asked) in mirrors.iter_mut().zip(&asked) {
+            if let Ok(other) = asked {
+                mirror.conflicts = conflicts::find(standing, other).await;
+            }
+        }
+    }
     let stored = asked.swap_remove(best);
+    let mut places: Vec<Place> = Vec::new();
     let (cluster, stored) = match stored {
-        Ok((cluster, stored)) => (Some(cluster), Ok(stored)),
+        Ok((place, stored)) => {
+            let identifier = place.cluster.system_identifier;
+            places.push(place);
+            (Some(identifier), Ok(stored))
+        }
         Err(error) => {
             let failure = Failure::of(&error);
             // That there is no repository is not a question of reaching it.
@@ -169,6 +190,7 @@ pub(crate) async fn run(args: StatusArgs, globals: &Globals) -> Result<ExitCode>
             (None, Err(failure.line()))
         }
     };
+    places.extend(asked.into_iter().flatten().map(|(place, _)| place));
     let server = server.map_err(|error| state::why(&error));
     let configured = config.postgres.system_identifier.map(u64::from);
     let found = server
@@ -192,16 +214,21 @@ pub(crate) async fn run(args: StatusArgs, globals: &Globals) -> Result<ExitCode>
     problems.extend(disk.and_then(|server| slot_state::judge_disk(server, guard)));
     problems.extend(stored.as_ref().and_then(slot_state::judge_behind_gap));
     let both = server.as_ref().zip(stored.as_ref());
-    let left_behind = match &both {
+    let (left_behind, left_behind_unseen) = match &both {
         Some((server, _)) => {
-            let left = left_behind::ask(&info, server.identity.timeline, &config).await;
+            let left = left_behind::ask(&info, server.identity.timeline, &config, &places).await;
             left.unwrap_or_else(|error| {
                 tracing::warn!("what failovers left behind could not be asked: {error:#}");
-                Vec::new()
+                Default::default()
             })
         }
-        None => Vec::new(),
+        None => Default::default(),
     };
+    problems.extend(left_behind_unseen.iter().map(|unseen| Problem {
+        side: "repository",
+        what: format!("what failovers left behind: {unseen}"),
+        code: ExitCode::Warnings,
+    }));
     let report = Report {
         repository: config.repositories[best].url.clone(),
         repositories: mirrors,
@@ -211,6 +238,7 @@ pub(crate) async fn run(args: StatusArgs, globals: &Globals) -> Result<ExitCode>
         server: server.map(|server| Server::new(&server, slot)),
         stored: stored.map(Stored::new),
         left_behind,
+        left_behind_unseen,
         problems,
     };
     globals
@@ -222,12 +250,16 @@ pub(crate) async fn run(args: StatusArgs, globals: &Globals) -> Result<ExitCode>
 async fn ask_repository(
     config: &Config,
     configured: &config::Repository,
-) -> Result<(u64, StoredState)> {
+) -> Result<(Place, StoredState)> {
     let repository = open::open_configured(configured, open::IMPATIENT).await?;
     open::require_repository(&repository).await?;
     let cluster = open::find_cluster(config, &repository, None).await?;
     let stored = state::ask_repository(&repository, &cluster).await?;
-    Ok((cluster.system_identifier, stored))
+    let place = Place {
+        repository,
+        cluster,
+    };
+    Ok((place, stored))
 }
 
 impl Mirror {
@@ -245,6 +277,8 @@ impl Mirror {
             lag_seconds: None,
             behind_since: None,
             last_backup: None,
+            backup_stopped: None,
+            conflicts: Vec::new(),
             error: None,
         };
         match stored {
@@ -266,7 +300,10 @@ impl Mirror {
                     false => MirrorState::Level,
                 };
                 mirror.behind_since = stored.newest_transaction.filter(|_| is_behind);
-                mirror.last_backup = stored.last_backup.as_ref().map(|(label, _)| label.clone());
+                if let Some((label, stopped)) = &stored.last_backup {
+                    mirror.last_backup = Some(label.clone());
+                    mirror.backup_stopped = Some(*stopped);
+                }
                 mirror.durable_lsn = end.map(|end| end.to_string());
                 mirror.lag_bytes = lag;
                 mirror.lag_seconds = server.and_then(|server| lag_seconds(server, stored));
@@ -301,6 +338,17 @@ fn judge_mirrors(mirrors: &[Mirror], best: usize, ack: Ack, problems: &mut Vec<P
     let is_met = ack.is_met(level.count(), mirrors.len());
     for (number, mirror) in mirrors.iter().enumerate() {
         let name = &mirror.name;
+        if let Some(first) = mirror.conflicts.first() {
+            problems.push(Problem {
+                side: "repository",
+                what: format!(
+                    "CONFLICT: repository {name} holds other contents than {} in {}, {first} first: nothing is overwritten; find out which are right",
+                    mirrors[best].name,
+                    counted(mirror.conflicts.len(), "segment")
+                ),
+                code: ExitCode::Integrity,
+            });
+        }
         let what = match (&mirror.error, mirror.state) {
             // Said of the one that stands for all already.
             (_, _) if number == best => continue,
@@ -336,9 +384,8 @@ fn judge_mirrors(mirrors: &[Mirror], best: usize, ack: Ack, problems: &mut Vec<P
 fn judge_backups(mirrors: &[Mirror], problems: &mut Vec<Problem>) {
     let holders = mirrors
         .iter()
-        .filter_map(|one| Some((one.last_backup.as_deref()?, one)));
-    // Labels begin with the time.
-    let Some((newest, holder)) = holders.max_by_key(|(label, _)| *label) else {
+        .filter_map(|one| Some((one.backup_stopped?, one.last_backup.as_deref()?, one)));
+    let Some((_, newest, holder)) = holders.max_by_key(|(stopped, ..)| *stopped) else {
         return;
     };
     let asked = mirrors.iter().filter(|one| one.error.is_none());
@@ -480,8 +527,14 @@ impl Report {
             };
             lines.push(format!("lag         {}{time}", ByteSize::new(bytes)));
         }
+        let is_seen = |mirror: &&Mirror| {
+            let mut unseen = self.left_behind_unseen.iter();
+            mirror.error.is_none() && !unseen.any(|one| one.repository == mirror.name)
+        };
+        let seen = self.repositories.iter().filter(is_seen);
+        let seen: Vec<String> = seen.map(|mirror| mirror.name.clone()).collect();
         for left in &self.left_behind {
-            lines.push(format!("left behind {}", left.to_text()));
+            lines.push(format!("left behind {}", left.to_text(&seen)));
         }
         for problem in &self.problems {
             lines.push(format!("{}: {}", problem.side, problem.what));
@@ -511,5 +564,44 @@ impl Slot {
             text.push_str(&format!(", received to {received}, stored to {durable}"));
         }
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A repository whose newest backup has this label and ended at this second.
+    fn mirror(name: &str, backup: Option<(&str, i64)>) -> Mirror {
+        Mirror {
+            name: name.to_owned(),
+            url: String::new(),
+            state: MirrorState::Level,
+            durable_lsn: None,
+            lag_bytes: None,
+            lag_seconds: None,
+            behind_since: None,
+            last_backup: backup.map(|(label, _)| label.to_owned()),
+            backup_stopped: backup.map(|(_, second)| Timestamp::from_second(second).unwrap()),
+            conflicts: Vec::new(),
+            error: None,
+        }
+    }
+
+    #[test]
+    fn the_newest_backup_is_the_one_that_ended_last_whatever_its_label_draws() {
+        let (older, newer) = ("20260123T142811Z-full-f000", "20260123T142811Z-full-0001");
+        let mirrors = [
+            mirror("near", Some((newer, 8))),
+            mirror("far", Some((older, 7))),
+            mirror("new", None),
+        ];
+        let mut problems = Vec::new();
+        judge_backups(&mirrors, &mut problems);
+        let told: Vec<&str> = problems.iter().map(|one| one.what.as_str()).collect();
+        assert_eq!(told.len(), 2, "{told:?}");
+        let begin = |name: &str| format!("repository {name} lacks the newest backup, {newer}");
+        assert!(told[0].starts_with(&begin("far")), "{told:?}");
+        assert!(told[1].starts_with(&begin("new")), "{told:?}");
     }
 }

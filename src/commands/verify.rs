@@ -10,6 +10,7 @@ use anyhow::Result;
 use clap::{ArgGroup, Args};
 use pitr::time::{find_zone, parse_time};
 use pitr::verify::{Level, Memory, Progress, Report, Request, verify};
+use repository::Deadlines;
 use repository::sealed::OpenPolicy;
 use serde::Serialize;
 use wal_format::Timestamp;
@@ -117,7 +118,12 @@ pub(crate) async fn run(args: VerifyArgs, globals: &Globals) -> Result<ExitCode>
         Level::Presence => open::open_policy(&config, true).await.unwrap_or_default(),
         _ => open::open_policy(&config, args.key.allow_plain).await?,
     };
-    let places = each::open_each(&config, args.source.cluster.as_deref()).await?;
+    let places = each::open_each(
+        &config,
+        args.source.cluster.as_deref(),
+        Deadlines::default(),
+    )
+    .await?;
     let mut verified = Vec::new();
     // One after the other: each takes all processors.
     for place in &places.each {

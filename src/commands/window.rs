@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use clap::{Args, ValueHint};
 use futures_util::future::join_all;
 use jiff::Timestamp;
-use repository::durable;
+use repository::{Deadlines, durable};
 use serde::Serialize;
 
 use super::Globals;
@@ -59,7 +59,12 @@ pub(crate) async fn run(args: WindowArgs, globals: &Globals) -> Result<ExitCode>
     let config = args
         .source
         .choose(globals.load_config(&args.identity.overrides(&args.source))?)?;
-    let places = each::open_each(&config, args.source.cluster.as_deref()).await?;
+    let places = each::open_each(
+        &config,
+        args.source.cluster.as_deref(),
+        Deadlines::default(),
+    )
+    .await?;
     let policy = match args.identity.reference() {
         // Named here and not usable: an error. A configured one that is elsewhere is not needed.
         Some(_) => open::open_policy(&config, true).await?,

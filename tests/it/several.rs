@@ -4,6 +4,7 @@
 mod backups;
 mod door;
 mod outages;
+mod refusals;
 mod three;
 
 use crate::support::object_store::Bucket;

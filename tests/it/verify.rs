@@ -223,8 +223,10 @@ fn each_repository_is_looked_at(archive: &Archive) {
         "{windows}"
     );
     run(&["window", "--repository", "primary"], 0);
-    let list = run(&["list"], 0);
-    assert!(list.stdout.contains("shows another one: second"), "{list}");
+    let list = run(&["list"], 3);
+    assert!(list.stdout.contains("repository second: gap:"), "{list}");
+    assert!(!list.stdout.contains("primary: gap:"), "{list}");
+    run(&["list", "--repository", "primary"], 0);
 
     // One that is not there: the other is as well as before, and nobody says that all is.
     configure(&[("gone", &nowhere)]);
