@@ -1,5 +1,5 @@
-//! For commands that look at each configured repository by itself (`list`, `window`, `verify`): all of them, or the one that is named. One that cannot be
-//! looked at keeps nobody from the others, and is told. Reading several as one is `sources.rs`'s.
+//! For commands that look at each configured repository by itself (`list`, `window`, `verify`): all of them, or the one that is named. One that
+//! cannot be looked at keeps nobody from the others, and is told. Reading several as one is `sources.rs`'s.
 
 use std::fmt;
 

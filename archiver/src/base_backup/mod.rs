@@ -3,8 +3,7 @@
 //! Owns the order of things: nothing begins unless somebody archives; the label is claimed before anything else of the backup; the
 //! descriptor is written last in each repository, when every part, the manifest and the WAL up to the stop LSN are durable there. Whatever ends
 //! it earlier leaves objects that no listing shows as a backup. Everything is read and sealed once, and goes to all repositories side by side
-//! (`holders.rs`). Does not own the protocol (`replication`), sealing and storing (`upload`), or
-//! receiving WAL (`receive`).
+//! (`holders.rs`). Does not own the protocol (`replication`), sealing and storing (`upload`), or receiving WAL (`receive`).
 
 mod archiving;
 mod holders;
@@ -159,8 +158,8 @@ type Observe<'a> = &'a (dyn Fn(BackupEvent) + Send + Sync);
 ///
 /// # Errors
 /// `Config`: major 14, or a server, role or right that is not fit for it. `Conflict`: another server than the repository's
-/// (`WrongServer`), or the label is taken anywhere. `Retry`: nothing archives (`NotArchiving`), the WAL did not arrive (`WalNotStored`), the server or the
-/// store failed, interrupted. `Corrupt`: bad page checksums on the server, or a stream that could not be restored.
+/// (`WrongServer`), or the label is taken anywhere. `Retry`: nothing archives (`NotArchiving`), the WAL did not arrive (`WalNotStored`), the
+/// server or the store failed, interrupted. `Corrupt`: bad page checksums on the server, or a stream that could not be restored.
 pub async fn take(
     request: &BackupRequest<'_>,
     observe: Observe<'_>,

@@ -1,10 +1,9 @@
 //! Cutting the tar streams of a base backup into parts, and sealing and storing these beside the network read.
 //!
-//! A part is sealed once, and its bytes are the same ones on their way to every repository.
-//!
 //! Owns the bound on memory: at most [`PLAIN_BUFFERS`] parts in the clear (one of them being filled) and [`SEALED_PARTS`] sealed ones that
-//! wait for the store, so 3 × 32 MiB + 3 × 33 MiB at the worst. Reading goes on as long as there is a buffer to read into. Does not
-//! know the replication protocol (`mod.rs`) or tar (`members.rs`).
+//! wait for the stores, so 3 × 32 MiB + 3 × 33 MiB at the worst: a part is sealed once, and its bytes are the same ones on their way to every
+//! repository. Reading goes on as long as there is a buffer to read into. Does not know the replication protocol (`mod.rs`) or tar
+//! (`members.rs`).
 
 use std::sync::Arc;
 use std::time::Duration;
