@@ -39,7 +39,7 @@ use self::survey::Survey;
 use crate::branches::{check_newest, left_behind};
 use crate::commit_watch::CommitWatch;
 use crate::error::ServerErrorKind;
-use crate::replication::{Connection, ConnectionInfo, Mode, Started, SystemIdentity};
+use crate::replication::{Connection, ConnectionInfo, Host, Mode, Started, SystemIdentity};
 use crate::resume::{RepositoryEnd, ResumePoint, ServerPosition, plan_resume};
 use crate::server_identity::check_identity;
 use crate::upload::{Uploader, error_text};
@@ -134,6 +134,8 @@ pub struct Receiver {
     receiving: Arc<Notify>,
     /// Whether the stream's socket stays unread, because more cannot be held.
     is_paused: Arc<AtomicBool>,
+    /// Of several listed servers the one that was received from last.
+    in_use: watch::Sender<Option<Host>>,
 }
 
 /// Why a session ended without an error.
@@ -187,6 +189,7 @@ impl Receiver {
             given_up: None,
             receiving: Arc::default(),
             is_paused: Arc::default(),
+            in_use: watch::Sender::default(),
         })
     }
 
@@ -233,7 +236,8 @@ impl Receiver {
 
     async fn keep_receiving(&mut self, fillers: &Fillers) -> Result<()> {
         let mut wait = FIRST_WAIT;
-        let disk = disk_guard::Watch::start(&self.config, Arc::clone(&self.is_paused));
+        let (is_paused, in_use) = (Arc::clone(&self.is_paused), self.in_use.subscribe());
+        let disk = disk_guard::Watch::start(&self.config, is_paused, in_use);
         while !*self.stop.borrow() {
             let begun = Instant::now();
             let ended = tokio::select! {
@@ -302,6 +306,7 @@ impl Receiver {
         self.hosts.connected_to(connection.host());
         connection.require_supported()?;
         let identity = check_identity(&mut connection, &self.config.cluster).await?;
+        self.in_use.send_replace(Some(connection.host().clone()));
         let wanted = self.config.rpo == Rpo::Sync;
         let info = self.hosts.same(&self.config.connection);
         let later = self.connected_once;
