@@ -11,6 +11,7 @@ use pitr::postgres::{RecoveryEnd, RecoveryLimits, ServerCommand, find_server_bin
 use pitr::recovery_conf::{Action, RecoveryFacts, plan_recovery_setup};
 use pitr::restore::{LaidOut, OWN_FOLDER, RestoreJob, lay_out};
 use pitr::scope::SCOPE_FILE;
+use pitr::settle::Settled;
 use pitr::stop::minimums_of;
 use repository::identity::SecretReference;
 use serde_json::json;
@@ -48,6 +49,8 @@ pub(crate) struct RestoreRequest<'a> {
     pub(crate) start: bool,
     /// Its port, if not the source's.
     pub(crate) port: Option<u16>,
+    /// Segments of which repositories hold different forms, and which one is planned.
+    pub(crate) settled: Settled,
     /// Repositories that did not answer when the plan was made.
     pub(crate) unanswered: &'a sources::Unanswered,
     /// Where its programs are, if not where they are looked for.
@@ -159,6 +162,7 @@ fn finish(request: &RestoreRequest<'_>, laid: &LaidOut, major: u32) -> Result<Ve
     let config = hook_configuration(request.config)?.to_toml();
     let mut scope = request.plan.scope(request.job.cluster);
     scope.allow_plain = request.job.policy.allow_plain;
+    scope.settled = request.settled.by_name();
     let scope = serde_json::to_vec_pretty(&scope)?;
     laid.finish(
         &setup,

@@ -328,6 +328,7 @@ pub(crate) async fn run(args: RestoreArgs, globals: &Globals) -> Result<ExitCode
         start: !args.no_start,
         port: args.port,
         bin_dir: args.bin_dir.as_deref(),
+        settled: material.segments.settled.clone(),
         unanswered: &material.unanswered,
     };
     restore_run::run(request, globals).await?;

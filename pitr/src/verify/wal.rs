@@ -12,6 +12,7 @@ use super::rolled;
 use crate::error::{Error, Result};
 use crate::plan::{BrokenChain, ChainProof, Piece, PieceSource, WalPath};
 use crate::segment_source::{MAX_WITHOUT_RECORDS, SegmentSource};
+use crate::settle::Settled;
 use futures_util::StreamExt;
 use repository::ErrorClass;
 use repository::descriptor::{Descriptor, WalDescriptor};
@@ -283,6 +284,7 @@ impl TimelineWalk<'_> {
             policy: self.job.reader.policy.clone(),
             cluster: self.job.survey.cluster,
             size: self.job.survey.size,
+            settled: Settled::default(),
         };
         match source.check_link(name, wal, timeline_at).await {
             Ok(()) => Ok(true),
