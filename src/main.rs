@@ -5,6 +5,7 @@ mod cli;
 mod commands;
 mod config;
 mod copy_report;
+mod dry_run;
 mod each;
 mod exit_code;
 mod failure;
@@ -26,6 +27,7 @@ mod slot_state;
 mod sources;
 mod units;
 mod usage;
+mod verify_report;
 mod window_page;
 mod windows;
 

@@ -69,19 +69,8 @@ pub(crate) async fn run(request: RestoreRequest<'_>, globals: &Globals) -> Resul
     let data = request.job.data.clone();
     let server = match request.start {
         true => {
-            let server = ServerCommand {
-                binaries: find_server_binaries(major, request.bin_dir).await?,
-                data_directory: data.path().to_owned(),
-                log_file: data.path().join(OWN_FOLDER).join(LOG_FILE),
-                owner: request.job.owner,
-            };
-            server.check_user()?;
-            if let Some(port) = request.port.filter(|port| port_in_use(*port)) {
-                return Err(anyhow!(
-                    "port {port} is in use on this machine: the restored server could not start"
-                ))
-                .hint("name a free port with --port, or use --no-start; nothing was written");
-            }
+            let server = find_server(&request).await?;
+            check_port(&request)?;
             Some(server)
         }
         false => None,
@@ -114,6 +103,31 @@ pub(crate) async fn run(request: RestoreRequest<'_>, globals: &Globals) -> Resul
         None => None,
     };
     print(&request, &laid, &Phases { lay_out, recovery }, globals)
+}
+
+/// The server that replays WAL: its programs, and whether they run for this user.
+pub(crate) async fn find_server(request: &RestoreRequest<'_>) -> Result<ServerCommand> {
+    let major = u32::from(request.job.backup.pg_version);
+    let data = request.job.data.path();
+    let server = ServerCommand {
+        binaries: find_server_binaries(major, request.bin_dir).await?,
+        data_directory: data.to_owned(),
+        log_file: data.join(OWN_FOLDER).join(LOG_FILE),
+        owner: request.job.owner,
+    };
+    server.check_user()?;
+    Ok(server)
+}
+
+/// Whether the port that was asked for is free.
+pub(crate) fn check_port(request: &RestoreRequest<'_>) -> Result<()> {
+    match request.port.filter(|port| port_in_use(*port)) {
+        Some(port) => Err(anyhow!(
+            "port {port} is in use on this machine: the restored server could not start"
+        ))
+        .hint("name a free port with --port, or use --no-start; nothing was written"),
+        None => Ok(()),
+    }
 }
 
 /// Writes the settings, the hook's configuration and the plan; `pg_control` last.
