@@ -6,6 +6,7 @@ mod commands;
 mod config;
 mod conflicts;
 mod copy_report;
+mod dry_run;
 mod each;
 mod exit_code;
 mod failure;
@@ -27,6 +28,7 @@ mod slot_state;
 mod sources;
 mod units;
 mod usage;
+mod verify_report;
 mod window_page;
 mod windows;
 

@@ -11,6 +11,7 @@ use pitr::postgres::{RecoveryEnd, RecoveryLimits, ServerCommand, find_server_bin
 use pitr::recovery_conf::{Action, RecoveryFacts, plan_recovery_setup};
 use pitr::restore::{LaidOut, OWN_FOLDER, RestoreJob, lay_out};
 use pitr::scope::SCOPE_FILE;
+use pitr::settle::Settled;
 use pitr::stop::minimums_of;
 use repository::identity::SecretReference;
 use serde_json::json;
@@ -48,6 +49,8 @@ pub(crate) struct RestoreRequest<'a> {
     pub(crate) start: bool,
     /// Its port, if not the source's.
     pub(crate) port: Option<u16>,
+    /// Segments of which repositories hold different forms, and which one is planned.
+    pub(crate) settled: Settled,
     /// Repositories that did not answer when the plan was made.
     pub(crate) unanswered: &'a sources::Unanswered,
     /// Where its programs are, if not where they are looked for.
@@ -66,19 +69,8 @@ pub(crate) async fn run(request: RestoreRequest<'_>, globals: &Globals) -> Resul
     let data = request.job.data.clone();
     let server = match request.start {
         true => {
-            let server = ServerCommand {
-                binaries: find_server_binaries(major, request.bin_dir).await?,
-                data_directory: data.path().to_owned(),
-                log_file: data.path().join(OWN_FOLDER).join(LOG_FILE),
-                owner: request.job.owner,
-            };
-            server.check_user()?;
-            if let Some(port) = request.port.filter(|port| port_in_use(*port)) {
-                return Err(anyhow!(
-                    "port {port} is in use on this machine: the restored server could not start"
-                ))
-                .hint("name a free port with --port, or use --no-start; nothing was written");
-            }
+            let server = find_server(&request).await?;
+            check_port(&request)?;
             Some(server)
         }
         false => None,
@@ -111,6 +103,31 @@ pub(crate) async fn run(request: RestoreRequest<'_>, globals: &Globals) -> Resul
         None => None,
     };
     print(&request, &laid, &Phases { lay_out, recovery }, globals)
+}
+
+/// The server that replays WAL: its programs, and whether they run for this user.
+pub(crate) async fn find_server(request: &RestoreRequest<'_>) -> Result<ServerCommand> {
+    let major = u32::from(request.job.backup.pg_version);
+    let data = request.job.data.path();
+    let server = ServerCommand {
+        binaries: find_server_binaries(major, request.bin_dir).await?,
+        data_directory: data.to_owned(),
+        log_file: data.join(OWN_FOLDER).join(LOG_FILE),
+        owner: request.job.owner,
+    };
+    server.check_user()?;
+    Ok(server)
+}
+
+/// Whether the port that was asked for is free.
+pub(crate) fn check_port(request: &RestoreRequest<'_>) -> Result<()> {
+    match request.port.filter(|port| port_in_use(*port)) {
+        Some(port) => Err(anyhow!(
+            "port {port} is in use on this machine: the restored server could not start"
+        ))
+        .hint("name a free port with --port, or use --no-start; nothing was written"),
+        None => Ok(()),
+    }
 }
 
 /// Writes the settings, the hook's configuration and the plan; `pg_control` last.
@@ -159,6 +176,7 @@ fn finish(request: &RestoreRequest<'_>, laid: &LaidOut, major: u32) -> Result<Ve
     let config = hook_configuration(request.config)?.to_toml();
     let mut scope = request.plan.scope(request.job.cluster);
     scope.allow_plain = request.job.policy.allow_plain;
+    scope.settled = request.settled.by_name();
     let scope = serde_json::to_vec_pretty(&scope)?;
     laid.finish(
         &setup,

@@ -4,8 +4,9 @@
 
 use crate::error::{Error, Result};
 use crate::plan::{BackupFacts, Piece, PieceSource, RecoveryPlan, WalPath, choose_timeline};
-use crate::search::{PieceBytes, PlanRequest, WalSource, plan_recovery};
+use crate::search::{Fits, PieceBytes, PlanRequest, WalSource, plan_recovery};
 use crate::segment_source::SegmentSource;
+use crate::settle::{Chain, Continues, Settled};
 use crate::survey::windows_of;
 use crate::target::RecoveryGoal;
 use futures_util::StreamExt;
@@ -23,11 +24,15 @@ use wal_format::{DecoderConfig, HistoryEntry, Major, SegmentName, TimelineHistor
 
 /// Descriptors of backups asked for at the same time.
 const BACKUPS_IN_FLIGHT: usize = 8;
+/// The same of segments.
+const SEGMENTS_IN_FLIGHT: usize = 16;
 /// How often a listing is asked for that lacks what is stored, and the pause before each time but the first.
 const LISTINGS: u32 = 5;
 const LISTING_PAUSE: Duration = Duration::from_secs(1);
 /// Holes of a timeline of which the first segment is asked for.
 const MAX_HOLES_ASKED: usize = 16;
+/// How often a chain is followed again because an earlier segment was taken from another repository.
+const MAX_ROUNDS: usize = 32;
 
 /// Everything a plan is made from.
 pub struct PlanMaterial {
@@ -72,6 +77,7 @@ impl PlanMaterial {
             policy: policy.clone(),
             cluster,
             size,
+            settled: Settled::default(),
         };
         let mut listings = 1;
         let (catalog, unanswered, path) = loop {
@@ -151,6 +157,31 @@ impl PlanMaterial {
         }
     }
 
+    /// Follows the chain of these pieces once; says whether that is to be done again. What follows nothing is left to those who decode it.
+    async fn settle_once(&self, pieces: &[Piece]) -> bool {
+        let mut chain = Chain::default();
+        let described = pieces.iter().cloned().map(|piece| async move {
+            match piece.source {
+                PieceSource::Sealed => self.descriptor(&piece).await.map(Some),
+                PieceSource::Open { .. } => Ok(None),
+            }
+        });
+        let mut described = futures_util::stream::iter(described).buffered(SEGMENTS_IN_FLIGHT);
+        for piece in pieces {
+            // What cannot be read is told by those who need it.
+            let Some(Ok(Some(wal))) = described.next().await else {
+                chain = Chain::default();
+                continue;
+            };
+            match chain.follow(self, &self.path, piece, &wal).await {
+                Continues::Yes | Continues::As(_) => {}
+                Continues::Anew => return false,
+                Continues::No(_) => chain = Chain::default(),
+            }
+        }
+        true
+    }
+
     /// A refusal, with the reachable moments around the target. That they cannot be found is no reason for another error.
     async fn name_nearest(&self, refusal: Error, goal: &RecoveryGoal) -> Error {
         let found = windows_of(&self.segments, &self.catalog, &self.backups).await;
@@ -188,6 +219,21 @@ impl WalSource for PlanMaterial {
     async fn bytes(&self, piece: &Piece) -> Result<PieceBytes> {
         self.stored_wal().bytes(piece).await
     }
+
+    async fn another(&self, piece: &Piece, fits: &Fits<'_>) -> Option<WalDescriptor> {
+        self.stored_wal().another(piece, fits).await
+    }
+
+    async fn settle(&self, pieces: &[Piece]) {
+        if !self.segments.repository.is_several() {
+            return;
+        }
+        for _ in 0..MAX_ROUNDS {
+            if self.settle_once(pieces).await {
+                break;
+            }
+        }
+    }
 }
 
 /// The WAL of a listing, for those who know its timelines.
@@ -221,6 +267,7 @@ impl WalSource for StoredWal<'_> {
             if lineage.is_some_and(|lineage| *lineage != wal.lineage) {
                 return Err(integrity("it is of another timeline with the same number"));
             }
+            self.segments.settled.check(piece.name, &wal)?;
             Ok(Some(wal))
         };
         let found = repositories
@@ -273,6 +320,29 @@ impl WalSource for StoredWal<'_> {
                 })
             }
         }
+    }
+
+    async fn another(&self, piece: &Piece, fits: &Fits<'_>) -> Option<WalDescriptor> {
+        let key = &piece.key(self.segments.cluster);
+        let ask = |one: Repository| async move {
+            let described = one.fetch_descriptor(key).await;
+            match described {
+                Ok(descriptor) => Ok(descriptor.wal),
+                Err(error) if error.class() == repository::ErrorClass::NotFound => Ok(None),
+                Err(error) => Err(Error::from(error)),
+            }
+        };
+        let check = |wal: WalDescriptor| {
+            let checked = fits(&wal).map_err(|broken| Error::Integrity {
+                object: key.to_string(),
+                reason: broken.to_string(),
+            });
+            std::future::ready(checked.map(|()| wal))
+        };
+        let repositories = &self.segments.repository;
+        let found = repositories.other(&key.to_string(), ask, check).await?;
+        self.segments.settled.add(piece.name, found.clone());
+        Some(found)
     }
 }
 

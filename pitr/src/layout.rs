@@ -24,6 +24,34 @@ const READ_BYTES: usize = 1 << 20;
 /// Largest `pg_control` that is kept in memory; the server's has 8 KiB.
 const MAX_CONTROL_BYTES: u64 = 64 << 10;
 
+/// What a folder that files of the backup go to has to take.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// The folder.
+    pub path: PathBuf,
+    /// Bytes of the backup's files there.
+    pub needed: u64,
+    /// Bytes free on its file system.
+    pub free: u64,
+}
+
+impl Room {
+    /// Refuses a folder with too little room.
+    ///
+    /// # Errors
+    /// `Config`.
+    pub(crate) fn check(&self) -> Result<()> {
+        let Self { path, needed, free } = self;
+        match free < needed {
+            true => Err(Error::InvalidRequest {
+                what: path.display().to_string(),
+                reason: format!("{needed} bytes are needed and {free} are free"),
+            }),
+            false => Ok(()),
+        }
+    }
+}
+
 /// A folder that files of the backup go to.
 pub(crate) struct Root {
     path: PathBuf,
@@ -48,22 +76,33 @@ impl Root {
         roots
     }
 
-    /// Refuses a folder that is in use (the data directory itself was looked at before) or has too little room.
+    fn is_tablespace(&self) -> bool {
+        !self.prefix.is_empty()
+    }
+
+    /// Refuses a folder that is in use; the data directory itself is looked at elsewhere.
     ///
     /// # Errors
-    /// `Conflict`, `Config`, `Io`.
-    pub(crate) fn check_room(&self, manifest: &Manifest) -> Result<()> {
-        let is_tablespace = !self.prefix.is_empty();
+    /// `Conflict`.
+    pub(crate) fn check_free(&self) -> Result<()> {
         let in_use = std::fs::read_dir(&self.path)
             .is_ok_and(|mut entries| entries.next().is_some())
             || self.path.is_file();
-        if is_tablespace && in_use {
+        if self.is_tablespace() && in_use {
             return Err(Error::DataDirectory {
                 path: self.path.clone(),
                 reason: "a tablespace belongs here, and the folder is not empty: put it elsewhere with --map-tablespace".into(),
             });
         }
-        let mine = |path: &str| match is_tablespace {
+        Ok(())
+    }
+
+    /// What it has to take.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub(crate) fn room(&self, manifest: &Manifest) -> Result<Room> {
+        let mine = |path: &str| match self.is_tablespace() {
             true => path.starts_with(&self.prefix),
             false => !path.starts_with("pg_tblspc/"),
         };
@@ -78,14 +117,11 @@ impl Root {
             .ancestors()
             .find(|folder| folder.is_dir())
             .unwrap_or(Path::new("/"));
-        let free = durable::free_space(existing)?;
-        if free < needed {
-            return Err(Error::InvalidRequest {
-                what: self.path.display().to_string(),
-                reason: format!("{needed} bytes are needed and {free} are free"),
-            });
-        }
-        Ok(())
+        Ok(Room {
+            path: self.path.clone(),
+            needed,
+            free: durable::free_space(existing)?,
+        })
     }
 }
 

@@ -21,6 +21,7 @@ mod roll_ups;
 pub mod scope;
 pub mod search;
 pub mod segment_source;
+pub mod settle;
 pub mod stop;
 pub mod stretches;
 pub mod survey;

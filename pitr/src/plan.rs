@@ -118,6 +118,33 @@ impl WalPath {
                 .is_none_or(|end| backup.stop_lsn <= end)
     }
 
+    /// The way as far as `timeline`, one of the path's own.
+    ///
+    /// # Errors
+    /// `Corrupt`: the history contradicts itself.
+    pub fn up_to(&self, timeline: TimelineId) -> Result<Self> {
+        let mut history = TimelineHistory::first();
+        let entries = self.history.entries();
+        for (index, entry) in entries.iter().enumerate() {
+            if history.timeline() == timeline {
+                break;
+            }
+            let next = entries
+                .get(index + 1)
+                .map_or(self.history.timeline(), |entry| entry.timeline);
+            history = history
+                .child(next, entry.switch_point, &entry.reason)
+                .map_err(|error| Error::Integrity {
+                    object: format!("{:08X}.history", self.history.timeline().get()),
+                    reason: error.to_string(),
+                })?;
+        }
+        Ok(Self {
+            history,
+            ..self.clone()
+        })
+    }
+
     /// The name of a segment of this cluster.
     pub fn name(&self, timeline: TimelineId, number: SegmentNumber) -> SegmentName {
         SegmentName::new(timeline, number, self.segment_size)
@@ -436,19 +463,7 @@ impl ChainProof {
     /// Holds the descriptor of the next piece against the path and the pieces before.
     ///
     /// # Errors
-    /// `Corrupt`, naming the object: another range, another lineage, invalid WAL, or it does not follow.
-    pub fn follow(&mut self, path: &WalPath, piece: &Piece, wal: &WalDescriptor) -> Result<()> {
-        self.check(path, piece, wal)
-            .map_err(|broken| Error::Integrity {
-                object: piece.name.to_string(),
-                reason: broken.to_string(),
-            })
-    }
-
-    /// As [`ChainProof::follow`], for those who look at every piece.
-    ///
-    /// # Errors
-    /// What does not hold. The proof then cannot go on: see [`ChainProof::after`].
+    /// What does not hold: another range, another lineage, invalid WAL, or it does not follow. The proof then cannot go on: see [`ChainProof::after`].
     pub fn check(
         &mut self,
         path: &WalPath,
@@ -555,26 +570,7 @@ pub fn without_empty_timelines(catalog: &Catalog, path: &WalPath) -> Result<WalP
         .timelines()
         .find(|timeline| has_wal(catalog, path, *timeline))
         .unwrap_or(path.history.timeline());
-    let mut history = TimelineHistory::first();
-    let entries = path.history.entries();
-    for (index, entry) in entries.iter().enumerate() {
-        if history.timeline() == newest {
-            break;
-        }
-        let next = entries
-            .get(index + 1)
-            .map_or(path.history.timeline(), |entry| entry.timeline);
-        history = history
-            .child(next, entry.switch_point, &entry.reason)
-            .map_err(|error| Error::Integrity {
-                object: format!("{:08X}.history", path.history.timeline().get()),
-                reason: error.to_string(),
-            })?;
-    }
-    Ok(WalPath {
-        history,
-        ..path.clone()
-    })
+    path.up_to(newest)
 }
 
 /// A whole plan: from where, over what, to where.
@@ -637,6 +633,7 @@ impl RecoveryPlan {
             path,
             end: self.stop.needed_to.to_string(),
             allow_plain: false,
+            settled: BTreeMap::new(),
         }
     }
 }

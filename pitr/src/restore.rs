@@ -9,6 +9,7 @@
 
 use crate::data_directory::{DataDirectory, Occupancy};
 use crate::error::{Error, Result};
+pub use crate::layout::Room;
 use crate::layout::{Layout, Root};
 use crate::manifest::{Manifest, crc32c};
 use crate::postgres::Owner;
@@ -106,6 +107,57 @@ struct Opening {
     manifest: Manifest,
     manifest_bytes: Vec<u8>,
     map: Vec<Tablespace>,
+}
+
+/// What a restore takes on this machine, and what it would be refused for.
+#[derive(Debug, Default)]
+pub struct Preview {
+    /// The data directory and the tablespaces.
+    pub room: Vec<Room>,
+    /// Each of them refuses the restore.
+    pub conflicts: Vec<Error>,
+    /// It goes on with one that was interrupted there.
+    pub resumes: bool,
+}
+
+/// Looks at what [`lay_out`] would refuse, and writes nothing. Reads the manifest; where tablespaces were it believes `backup.json`.
+///
+/// # Errors
+/// As [`lay_out`], of what is stored; what is wrong with this machine is in the answer.
+pub async fn preview(job: &RestoreJob) -> Result<Preview> {
+    let mut preview = Preview::default();
+    match job.data.check_free(OWN_FOLDER, STATE_FILE) {
+        Ok(occupancy) => preview.resumes = occupancy == Occupancy::Interrupted,
+        Err(error) => preview.conflicts.push(error),
+    }
+    let (manifest, _) = fetch_manifest(job).await?;
+    let map: Vec<Tablespace> = job
+        .backup
+        .tablespaces
+        .iter()
+        .map(|tablespace| Tablespace {
+            oid: tablespace.oid,
+            location: tablespace.location.clone(),
+        })
+        .collect();
+    let tablespaces = match map_tablespaces(&map, &job.mappings) {
+        Ok(mapped) => mapped,
+        Err(error) => {
+            preview.conflicts.push(error);
+            map
+        }
+    };
+    for root in Root::all(&job.data, &tablespaces) {
+        let room = root.room(&manifest)?;
+        if !preview.resumes {
+            let refused = [root.check_free(), room.check()];
+            preview
+                .conflicts
+                .extend(refused.into_iter().filter_map(Result::err));
+        }
+        preview.room.push(room);
+    }
+    Ok(preview)
 }
 
 /// Lays the backup out. Continues where an earlier run with the same backup and tablespaces was interrupted.
@@ -224,21 +276,7 @@ impl LaidOut {
 
 /// Fetches the manifest and the first part, which holds `backup_label` and `tablespace_map`, and holds them against each other.
 async fn open_backup(job: &RestoreJob) -> Result<Opening> {
-    let object = |object| ObjectKey::Backup {
-        cluster: job.cluster,
-        label: job.label.clone(),
-        object,
-    };
-    let limit =
-        usize::try_from(job.backup.manifest_size.min(MAX_MANIFEST_BYTES)).unwrap_or(usize::MAX);
-    let manifest_key = object(BackupObject::Manifest);
-    let (_, manifest_bytes) = fetch(job, &manifest_key, limit).await?;
-    let manifest = read_manifest(
-        &manifest_key.to_string(),
-        &manifest_bytes,
-        job.cluster,
-        &job.backup,
-    )?;
+    let (manifest, manifest_bytes) = fetch_manifest(job).await?;
     let first = job
         .backup
         .parts
@@ -268,6 +306,20 @@ async fn open_backup(job: &RestoreJob) -> Result<Opening> {
         manifest_bytes,
         map,
     })
+}
+
+/// The manifest, and its bytes.
+async fn fetch_manifest(job: &RestoreJob) -> Result<(Manifest, Vec<u8>)> {
+    let key = ObjectKey::Backup {
+        cluster: job.cluster,
+        label: job.label.clone(),
+        object: BackupObject::Manifest,
+    };
+    let limit =
+        usize::try_from(job.backup.manifest_size.min(MAX_MANIFEST_BYTES)).unwrap_or(usize::MAX);
+    let (name, bytes) = fetch(job, &key, limit).await?;
+    let manifest = read_manifest(&name, &bytes, job.cluster, &job.backup)?;
+    Ok((manifest, bytes))
 }
 
 /// Reads a manifest and holds it against what the backup's descriptor says.
@@ -403,7 +455,8 @@ fn begin(
         return Ok(found);
     }
     for root in Root::all(&job.data, tablespaces) {
-        root.check_room(&opening.manifest)?;
+        root.check_free()?;
+        root.room(&opening.manifest)?.check()?;
     }
     create_root(job.data.path(), job.owner)?;
     for folder in ["pg_wal", OWN_FOLDER] {

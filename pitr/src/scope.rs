@@ -3,10 +3,13 @@
 //!
 //! Pure. Owns the file's fields and the questions asked of them. Does not choose the path (`plan.rs`).
 
+use repository::descriptor::WalDescriptor;
 use repository::key::ClusterId;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use wal_format::{Lsn, SegmentName, SegmentSize, TimelineId};
 
+use crate::settle::Settled;
 use crate::{Error, Result};
 
 /// The file's name, in `pg_wal/walden/`.
@@ -28,6 +31,9 @@ pub struct RestoreScope {
     /// Whether unencrypted objects are accepted although an identity is configured: the restore was told so.
     #[serde(default)]
     pub allow_plain: bool,
+    /// Segments of which repositories hold different forms, by name: what the planned one says of itself.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub settled: BTreeMap<String, WalDescriptor>,
 }
 
 /// One timeline of the path.
@@ -80,6 +86,7 @@ impl RestoreScope {
         scope.size()?;
         scope.cluster()?;
         scope.end_lsn()?;
+        scope.settled()?;
         // Timelines descend from one another, each left at a point behind the one before, the last one not at all.
         let mut before: Option<(u32, Lsn)> = None;
         for (index, leg) in scope.path.iter().enumerate() {
@@ -128,6 +135,22 @@ impl RestoreScope {
     /// `Corrupt`: not an LSN.
     pub fn end_lsn(&self) -> Result<Lsn> {
         parse_lsn(&self.end)
+    }
+
+    /// The chosen forms of segments.
+    ///
+    /// # Errors
+    /// `Corrupt`: not the name of a segment.
+    pub fn settled(&self) -> Result<Settled> {
+        let settled = Settled::default();
+        for (name, wal) in &self.settled {
+            let parsed = name.parse().map_err(|_| Error::Integrity {
+                object: SCOPE_FILE.into(),
+                reason: format!("{name} is no segment"),
+            })?;
+            settled.add(parsed, wal.clone());
+        }
+        Ok(settled)
     }
 
     /// The lineage that objects of a timeline must have; `None` off the path.
@@ -247,6 +270,7 @@ mod tests {
             path: vec![leg(1, Some("0/3000500")), leg(3, None)],
             end: "0/5000100".into(),
             allow_plain: false,
+            settled: BTreeMap::new(),
         }
     }
 

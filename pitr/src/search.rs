@@ -4,9 +4,10 @@
 
 use crate::error::{Error, Result};
 use crate::plan::{
-    BackupFacts, BrokenChain, ChainProof, Piece, PieceSource, Pieces, RecoveryPlan, WalPath,
-    choose_backups, may_hold_stop, plan_pieces, window_of, without_empty_timelines,
+    BackupFacts, BrokenChain, Piece, PieceSource, Pieces, RecoveryPlan, WalPath, choose_backups,
+    may_hold_stop, plan_pieces, window_of, without_empty_timelines,
 };
+use crate::settle::{Chain, Continues};
 use crate::stop::{StopFinder, Verdict};
 use crate::target::{RecoveryGoal, RecoveryTarget};
 use futures_util::StreamExt;
@@ -20,6 +21,8 @@ use wal_format::{DecoderConfig, Lsn, RecordKind, Step, Timestamp, WalDecoder};
 const DESCRIPTORS_IN_FLIGHT: usize = 16;
 /// Most segments after the stop whose transactions are counted.
 const MAX_COUNTED_PIECES: usize = 2048;
+/// How often a chain is followed again because an earlier piece was taken from another repository.
+const MAX_ROUNDS: usize = 32;
 
 /// The bytes of a piece.
 #[derive(Clone, Debug)]
@@ -38,7 +41,24 @@ pub trait WalSource: Sync {
     fn descriptor(&self, piece: &Piece) -> impl Future<Output = Result<WalDescriptor>> + Send;
     /// The bytes of a piece, sealed or open.
     fn bytes(&self, piece: &Piece) -> impl Future<Output = Result<PieceBytes>> + Send;
+    /// Where there are several repositories: the form of a sealed segment in the first of them in which it `fits`; from then on that one is
+    /// read. `None`: it fits in none.
+    fn another(
+        &self,
+        _piece: &Piece,
+        _fits: &Fits<'_>,
+    ) -> impl Future<Output = Option<WalDescriptor>> + Send {
+        std::future::ready(None)
+    }
+    /// Chooses among several forms of sealed segments, one after the other in WAL order, those that are one chain, as far as there are any. Nothing
+    /// to do where there is one repository.
+    fn settle(&self, _pieces: &[Piece]) -> impl Future<Output = ()> + Send {
+        std::future::ready(())
+    }
 }
+
+/// Says whether a form of a segment is the one that is looked for.
+pub type Fits<'f> = dyn Fn(&WalDescriptor) -> std::result::Result<(), BrokenChain> + Sync + 'f;
 
 /// What a plan is made from.
 #[derive(Clone, Copy, Debug)]
@@ -186,9 +206,28 @@ async fn walk(
     pieces: &Pieces,
     until: Option<Lsn>,
 ) -> Result<Walk> {
+    for _ in 0..MAX_ROUNDS {
+        if let Some(walk) = walk_once(source, request, backup, pieces, until).await? {
+            return Ok(walk);
+        }
+    }
+    Err(Error::Integrity {
+        object: format!("WAL from {}", backup.start_lsn),
+        reason: "the repositories hold too many different segments of the same names".into(),
+    })
+}
+
+/// `None`: an earlier piece is taken from another repository from now on.
+async fn walk_once(
+    source: &impl WalSource,
+    request: &PlanRequest<'_>,
+    backup: &BackupFacts,
+    pieces: &Pieces,
+    until: Option<Lsn>,
+) -> Result<Option<Walk>> {
     let all = pieces.pieces.as_slice();
     let mut finder = StopFinder::new(request.goal.clone(), backup.start_lsn, backup.stop_lsn);
-    let mut proof = ChainProof::default();
+    let mut chain = Chain::default();
     let mut decoder: Option<WalDecoder> = None;
     let mut newest_time = None;
     // Whether a record starts in each piece seen so far: a scan must begin where one does.
@@ -198,22 +237,24 @@ async fn walk(
             .buffered(DESCRIPTORS_IN_FLIGHT);
     for (index, piece) in all.iter().enumerate() {
         if until.is_some_and(|until| piece.start >= until) {
-            return Ok(Walk {
+            return Ok(Some(Walk {
                 verdict: finder.verdict(),
                 finder,
                 newest_time,
                 next: index,
                 at_end: false,
-            });
+            }));
         }
         let mut ends_at = None;
         let wanted = match descriptors.next().await.transpose()?.flatten() {
-            Some(wal) => {
-                match proof.check(request.path, piece, &wal) {
-                    Ok(()) => {}
+            Some(mut wal) => {
+                match chain.follow(source, request.path, piece, &wal).await {
+                    Continues::Yes => {}
+                    Continues::As(other) => wal = *other,
+                    Continues::Anew => return Ok(None),
                     // Nothing behind it can be recovered; what lies before it can.
-                    Err(BrokenChain::Invalid { at }) => ends_at = Some(at),
-                    Err(broken) => return Err(integrity(piece, broken.to_string())),
+                    Continues::No(BrokenChain::Invalid { at }) => ends_at = Some(at),
+                    Continues::No(broken) => return Err(integrity(piece, broken.to_string())),
                 }
                 let newest = wal
                     .time_max
@@ -254,21 +295,21 @@ async fn walk(
             let pushed = push(source, piece, &mut scan, &mut finder).await;
             if let (Some(at), Verdict::NotReached) = (ends_at, finder.verdict()) {
                 let walk = end_of_validity(request, piece, at, pushed, finder, index)?;
-                return Ok(Walk {
+                return Ok(Some(Walk {
                     newest_time,
                     ..walk
-                });
+                }));
             }
             pushed?;
             decoder = Some(scan);
             if finder.verdict() != Verdict::NotReached {
-                return Ok(Walk {
+                return Ok(Some(Walk {
                     verdict: finder.verdict(),
                     newest_time: newest_time.max(finder.newest_seen()),
                     finder,
                     next: index + 1,
                     at_end: false,
-                });
+                }));
             }
         }
     }
@@ -288,13 +329,13 @@ async fn walk(
             reason: format!("replay of backup {} starts in it", backup.label.as_str()),
         });
     }
-    Ok(Walk {
+    Ok(Some(Walk {
         verdict: finder.verdict_at_end(),
         newest_time: newest_time.max(finder.newest_seen()),
         finder,
         next: all.len(),
         at_end: true,
-    })
+    }))
 }
 
 /// WAL was stored with something in it that is not valid, at `at`, and the target was not found before it. A position at which every

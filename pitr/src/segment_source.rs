@@ -15,6 +15,7 @@ use repository::{ErrorClass, Repositories, Repository};
 use wal_format::{Lsn, SegmentName, SegmentSize, TimelineHistory, TimelineId};
 
 use crate::assemble::{AssembledSegment, Chunk, assemble_tail};
+use crate::settle::Settled;
 use crate::{Error, Result};
 
 /// Largest timeline history file that is read, in bytes.
@@ -34,6 +35,8 @@ pub struct SegmentSource {
     pub cluster: ClusterId,
     /// How large its segments are.
     pub size: SegmentSize,
+    /// Segments of which repositories hold different forms, and which one is taken.
+    pub settled: Settled,
 }
 
 impl SegmentSource {
@@ -144,6 +147,7 @@ impl SegmentSource {
             };
             let end = start.saturating_add(plain.len() as u64);
             let wal = self::check(key, &descriptor, (start, end), lineage)?.clone();
+            self.settled.check(name, &wal)?;
             if plain.len() != whole {
                 let reason = format!(
                     "{} plain bytes, a segment of this cluster has {whole}",
@@ -187,30 +191,44 @@ impl SegmentSource {
                 cluster: self.cluster,
                 name: before,
             };
-            let found = self
-                .repository
-                .find_descriptor(&key, Absence::Likely)
-                .await?;
-            // Expired, or not stored as a whole: nothing to compare with.
-            let Some(descriptor) = found else {
+            let follows = |before_it: &WalDescriptor| {
+                let mut link = ChainLink {
+                    last_record: before_it.last_record,
+                };
+                link.follow(wal).map_err(|broken| Error::Integrity {
+                    object: name.to_string(),
+                    reason: format!(
+                        "its first record, at {}, follows one at {}, but the last one of {before} is at {}: \
+                         two servers wrote them",
+                        broken.at, broken.found, broken.expected
+                    ),
+                })
+            };
+            let found = match self.settled.get(before) {
+                Some(chosen) => follows(&chosen).map(|()| Some(chosen))?,
+                None => self.find_before(&key, follows).await?,
+            };
+            // Expired, or not stored as a whole: nothing to compare with. One in which no record starts says nothing: the one before it does.
+            if found.is_none_or(|before_it| before_it.last_record.is_some()) {
                 return Ok(());
-            };
-            let Some(last_record) = descriptor.wal.and_then(|wal| wal.last_record) else {
-                continue;
-            };
-            let mut link = ChainLink {
-                last_record: Some(last_record),
-            };
-            return link.follow(wal).map_err(|broken| Error::Integrity {
-                object: name.to_string(),
-                reason: format!(
-                    "its first record, at {}, follows one at {}, but the last one of {before} is at {}: \
-                     two servers wrote them",
-                    broken.at, broken.found, broken.expected
-                ),
-            });
+            }
         }
         Ok(())
+    }
+
+    /// What a segment says of itself in the first repository in which it is followed as it should be.
+    async fn find_before(
+        &self,
+        key: &ObjectKey,
+        follows: impl Fn(&WalDescriptor) -> Result<()> + Sync,
+    ) -> Result<Option<WalDescriptor>> {
+        let ask = |one: Repository| async move {
+            let found = found(one.fetch_descriptor(key).await)?;
+            Ok(found.map(|descriptor| descriptor.wal.unwrap_or_default()))
+        };
+        let check = |before: WalDescriptor| std::future::ready(follows(&before).map(|()| before));
+        let (name, absence) = (key.to_string(), Absence::Likely);
+        self.repository.first(&name, 0, absence, ask, check).await
     }
 
     /// Puts a segment together from the partials and tail chunks that `objects` lists. `None` if there are none.
@@ -327,7 +345,7 @@ impl SegmentSource {
 }
 
 /// Absence as a value.
-fn found<T>(result: repository::Result<T>) -> Result<Option<T>> {
+pub(crate) fn found<T>(result: repository::Result<T>) -> Result<Option<T>> {
     match result {
         Ok(found) => Ok(Some(found)),
         Err(error) if error.class() == ErrorClass::NotFound => Ok(None),

@@ -10,6 +10,7 @@ use crate::plan::{BackupFacts, Piece, PieceSource};
 use crate::reach::{find_broken, find_windows};
 use crate::roll_ups::fetch_roll_ups;
 use crate::segment_source::SegmentSource;
+use crate::settle::Settled;
 use crate::stretches::{Evidence, KnownHistory, WalFacts};
 use crate::window::{Reach, Windows};
 use futures_util::StreamExt;
@@ -90,6 +91,7 @@ impl Survey {
             policy: policy.clone(),
             cluster: cluster.id(),
             size: cluster.segment_size()?,
+            settled: Settled::default(),
         };
         let (backups, descriptors) = fetch_backups(&segments, &catalog).await?;
         let mut reader = Reader::new(&segments, &catalog, &backups);

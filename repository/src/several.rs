@@ -94,6 +94,14 @@ pub struct FallOver {
     pub taken_from: String,
 }
 
+/// How asking one after the other ended.
+enum Round<T, E> {
+    /// One gave what was asked for.
+    Given(T),
+    /// Those that failed, and those that do not have it.
+    Nobody(Vec<(usize, E)>, Vec<usize>),
+}
+
 /// What several repositories list together.
 #[derive(Debug)]
 pub struct Union {
@@ -258,41 +266,11 @@ impl Repositories {
             PATIENCE + Duration::from_millis(size.saturating_mul(1000) / PATIENT_RATE);
         let mut pause = Duration::from_secs(1);
         loop {
-            let mut failures: Vec<(usize, E)> = Vec::new();
-            let mut absent = Vec::new();
-            for index in self.order() {
-                let Some(member) = self.members().get(index) else {
-                    continue;
-                };
-                if absence == Absence::Likely && !absent.is_empty() && self.is_avoided(index) {
-                    continue;
-                }
-                let found = match ask(member.hurried(patience, FAILING)).await {
-                    Ok(found) => {
-                        self.answered(index);
-                        found
-                    }
-                    Err(error) => {
-                        match is_answer(error.class()) {
-                            true => self.answered(index),
-                            false => self.avoid(index, &error),
-                        }
-                        failures.push((index, error));
-                        continue;
-                    }
-                };
-                let Some(found) = found else {
-                    absent.push(index);
-                    continue;
-                };
-                match check(found).await {
-                    Ok(found) => {
-                        self.note(object, index, &failures, &absent);
-                        return Ok(Some(found));
-                    }
-                    Err(error) => failures.push((index, error)),
-                }
-            }
+            let round = self.round(object, patience, absence, &ask, &check).await;
+            let (failures, absent) = match round {
+                Round::Given(found) => return Ok(Some(found)),
+                Round::Nobody(failures, absent) => (failures, absent),
+            };
             let proves =
                 |class: ErrorClass| !matches!(class, ErrorClass::Retry | ErrorClass::Config);
             let is_absent = match absence {
@@ -315,6 +293,85 @@ impl Repositories {
             pause = (pause * 2).min(MAX_PAUSE);
             patience = (patience * 2).min(left);
         }
+    }
+
+    /// Asks each of several repositories once for what one of them has given already and the caller cannot use, until one gives what passes
+    /// `check`. `None`: nobody does. Who does not answer is not waited for.
+    pub async fn other<T, E, Ask, Asked, Check, Checked>(
+        &self,
+        object: &str,
+        ask: Ask,
+        check: Check,
+    ) -> Option<T>
+    where
+        E: Fault,
+        Ask: Fn(Repository) -> Asked,
+        Asked: Future<Output = Result<Option<T>, E>>,
+        Check: Fn(T) -> Checked,
+        Checked: Future<Output = Result<T, E>>,
+    {
+        if !self.is_several() {
+            return None;
+        }
+        let round = self.round(object, PATIENCE, Absence::Proven, &ask, &check);
+        match round.await {
+            Round::Given(found) => Some(found),
+            Round::Nobody(..) => None,
+        }
+    }
+
+    /// Asks one after the other, each once.
+    async fn round<T, E, Ask, Asked, Check, Checked>(
+        &self,
+        object: &str,
+        patience: Duration,
+        absence: Absence,
+        ask: &Ask,
+        check: &Check,
+    ) -> Round<T, E>
+    where
+        E: Fault,
+        Ask: Fn(Repository) -> Asked,
+        Asked: Future<Output = Result<Option<T>, E>>,
+        Check: Fn(T) -> Checked,
+        Checked: Future<Output = Result<T, E>>,
+    {
+        let mut failures: Vec<(usize, E)> = Vec::new();
+        let mut absent = Vec::new();
+        for index in self.order() {
+            let Some(member) = self.members().get(index) else {
+                continue;
+            };
+            if absence == Absence::Likely && !absent.is_empty() && self.is_avoided(index) {
+                continue;
+            }
+            let found = match ask(member.hurried(patience, FAILING)).await {
+                Ok(found) => {
+                    self.answered(index);
+                    found
+                }
+                Err(error) => {
+                    match is_answer(error.class()) {
+                        true => self.answered(index),
+                        false => self.avoid(index, &error),
+                    }
+                    failures.push((index, error));
+                    continue;
+                }
+            };
+            let Some(found) = found else {
+                absent.push(index);
+                continue;
+            };
+            match check(found).await {
+                Ok(found) => {
+                    self.note(object, index, &failures, &absent);
+                    return Round::Given(found);
+                }
+                Err(error) => failures.push((index, error)),
+            }
+        }
+        Round::Nobody(failures, absent)
     }
 
     /// As [`Repositories::first`], for what is checked by asking for it.

@@ -9,6 +9,7 @@ use clap::{Args, ValueHint};
 use pitr::archive_get::{Answer, answer};
 use pitr::scope::RestoreScope;
 use pitr::segment_source::SegmentSource;
+use pitr::settle::Settled;
 use repository::{Deadlines, Repositories, durable};
 use wal_format::{SegmentName, WalFileName};
 
@@ -110,6 +111,9 @@ async fn serve_from(
         policy,
         cluster,
         size,
+        settled: scope
+            .as_ref()
+            .map_or_else(|| Ok(Settled::default()), RestoreScope::settled)?,
     };
     match answer(&source, scope.as_ref(), &args.name).await? {
         Answer::Serve(bytes) => {

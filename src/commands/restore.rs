@@ -11,6 +11,7 @@ use pitr::plan::RecoveryPlan;
 use pitr::postgres::Owner;
 use pitr::restore::RestoreJob;
 use pitr::time::{find_zone, format_utc, parse_time};
+use pitr::verify::cost_of;
 use pitr::{RecoveryGoal, RecoveryTarget};
 use wal_format::TimelineId;
 
@@ -18,8 +19,9 @@ use super::Globals;
 use crate::cli::{KeyArgs, SourceArgs};
 use crate::exit_code::ExitCode;
 use crate::failure::Advise;
+use crate::plan_report::PlanReport;
 use crate::restore_run::{self, RestoreRequest};
-use crate::{open, plan_report, sources};
+use crate::{dry_run, open, sources};
 
 /// Bring the cluster back, in a new data directory, at a chosen moment
 ///
@@ -35,7 +37,11 @@ use crate::{open, plan_report, sources};
 Examples:
   walden restore --to '2026-01-23 14:27' --tz Europe/Paris -D /srv/pg/restored
   walden restore --to 2026-01-23T14:27:00Z -D /srv/pg/restored --dry-run
-  walden restore s3://acme-pg-eu/prod --identity file:walden.key --to latest -D /srv/pg/restored")]
+  walden restore --to latest -D /srv/pg/restored --dry-run --deep
+  walden restore s3://acme-pg-eu/prod --identity file:walden.key --to latest -D /srv/pg/restored
+
+Exit codes of --dry-run: 0 the restore would work, as far as was looked; 3 this machine or the command line is in its way; 4 the target
+cannot be reached; 5 something that it needs is damaged or missing.")]
 pub(crate) struct RestoreArgs {
     #[command(flatten)]
     pub(crate) target: TargetArgs,
@@ -51,6 +57,10 @@ pub(crate) struct RestoreArgs {
     /// Show the plan and its cost, and write nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
+
+    /// And read everything that this restore would read: each part and file of the backup, each WAL record up to the target
+    #[arg(long)]
+    pub(crate) deep: bool,
 
     /// Lay everything out but leave starting the server to you
     #[arg(long)]
@@ -239,6 +249,11 @@ pub(crate) fn parse_timeline(text: &str) -> Result<u32, String> {
 
 /// Plans, shows the plan, and does it.
 pub(crate) async fn run(args: RestoreArgs, globals: &Globals) -> Result<ExitCode> {
+    if args.deep && !args.dry_run {
+        return Err(anyhow!("--deep reads what a restore would read and restores nothing"))
+            .hint("use it with --dry-run, or leave it out: a restore checks everything it reads in any case")
+            .exit_code(ExitCode::Usage);
+    }
     let (goal, target) = goal_of(&args.target)?;
     let config = args
         .source
@@ -291,17 +306,16 @@ pub(crate) async fn run(args: RestoreArgs, globals: &Globals) -> Result<ExitCode
         true => ExitCode::Done,
         false => ExitCode::Warnings,
     };
-    if args.dry_run {
-        let mut body = plan_report::to_json(&plan, backup, &target);
-        body["repositories"] = sources::to_json(&material.unanswered, &repository.account());
-        globals.output.print("walden.restore-plan", &body, || {
-            plan_report::to_text(&plan, backup, &target)
-        })?;
-        return Ok(done);
+    let cost = cost_of(&material, &plan)?;
+    let shown = PlanReport {
+        plan: &plan,
+        backup,
+        target: &target,
+        cost,
+    };
+    if !args.dry_run {
+        globals.screen.say(shown.to_text().trim_end());
     }
-    globals
-        .screen
-        .say(plan_report::to_text(&plan, backup, &target).trim_end());
     let job = RestoreJob {
         repository,
         policy,
@@ -328,8 +342,13 @@ pub(crate) async fn run(args: RestoreArgs, globals: &Globals) -> Result<ExitCode
         start: !args.no_start,
         port: args.port,
         bin_dir: args.bin_dir.as_deref(),
+        settled: material.segments.settled.clone(),
         unanswered: &material.unanswered,
     };
+    if args.dry_run {
+        let code = dry_run::run(&request, &material, &shown, args.deep, globals).await?;
+        return Ok(if code == ExitCode::Done { done } else { code });
+    }
     restore_run::run(request, globals).await?;
     Ok(done)
 }

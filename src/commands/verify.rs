@@ -3,13 +3,12 @@
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::time::Instant;
 
 use anyhow::Result;
 use clap::{ArgGroup, Args};
 use pitr::time::{find_zone, parse_time};
-use pitr::verify::{Level, Memory, Progress, Report, Request, verify};
+use pitr::verify::{Level, Memory, Report, Request, verify};
 use repository::Deadlines;
 use repository::sealed::OpenPolicy;
 use serde::Serialize;
@@ -21,7 +20,7 @@ use crate::each::{self, Place, Unseen};
 use crate::exit_code::ExitCode;
 use crate::failure::{Advise, Failure};
 use crate::open;
-use crate::units::{ByteSize, human_duration};
+use crate::verify_report::{Bar, looked_at, write_findings};
 
 /// Prove that what is stored can be recovered from
 ///
@@ -194,31 +193,9 @@ async fn verify_one(
         since,
     };
     let begun = Instant::now();
-    let bar = Mutex::new(None);
-    let progress = |step: Progress| {
-        // Nothing under the lock panics, and a bar that is wrong is no harm.
-        let mut bar = bar
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        match step {
-            Progress::Total(bytes) if bytes > 0 => {
-                *bar = Some(globals.screen.progress("verify", Some(bytes)));
-            }
-            Progress::Total(_) => {}
-            Progress::Read(bytes) => {
-                if let Some(bar) = &*bar {
-                    bar.advance(bytes);
-                }
-            }
-        }
-    };
-    let verified = verify(&request, &mut memory, &progress).await;
-    if let Some(bar) = bar
-        .into_inner()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
-    {
-        bar.finish();
-    }
+    let bar = Bar::new(&globals.screen, "verify");
+    let verified = verify(&request, &mut memory, &|step| bar.step(step)).await;
+    bar.finish();
     let mut report = match verified {
         Err(error) if error.class() == repository::ErrorClass::Key => {
             return Err(error).hint(
@@ -277,7 +254,7 @@ impl Document {
     }
 
     fn write(&self, text: &mut String) -> std::fmt::Result {
-        let (report, counts) = (&self.report, &self.report.counts);
+        let report = &self.report;
         let level = match report.level {
             Level::Presence => "--presence: names and descriptors",
             Level::Checksums => "--checksums: stored bytes",
@@ -288,36 +265,8 @@ impl Document {
         };
         writeln!(text, "cluster     {} in {}", self.cluster, self.repository)?;
         writeln!(text, "verified    {level}")?;
-        let took = human_duration(std::time::Duration::from_secs_f64(self.seconds));
-        write!(text, "looked at   ")?;
-        if report.level.reads() {
-            write!(
-                text,
-                "{} objects, {}",
-                counts.objects_read,
-                ByteSize::new(counts.stored_bytes)
-            )?;
-            if counts.stored_bytes > 0 {
-                let rate = (counts.stored_bytes as f64 / self.seconds.max(0.001)) as u64;
-                write!(text, " ({}/s)", ByteSize::new(rate))?;
-            }
-            if counts.records > 0 {
-                write!(text, ", {} WAL records", counts.records)?;
-            }
-            if counts.files > 0 {
-                write!(text, ", {} files, {} pages", counts.files, counts.pages)?;
-            }
-        } else {
-            write!(text, "{} descriptors", counts.descriptors_read)?;
-            if counts.descriptors_rolled_up > 0 {
-                write!(text, ", {} in roll-ups", counts.descriptors_rolled_up)?;
-            }
-        }
-        write!(text, " in {took}")?;
-        if counts.objects_remembered > 0 {
-            write!(text, "; {} verified before", counts.objects_remembered)?;
-        }
-        text.push('\n');
+        let looked_at = looked_at(report, self.seconds);
+        writeln!(text, "looked at   {looked_at}")?;
         for reach in &report.backups {
             writeln!(
                 text,
@@ -337,26 +286,7 @@ impl Document {
         for note in &report.notes {
             writeln!(text, "note        {note}")?;
         }
-        for finding in &report.findings {
-            let problem = serde_json::to_value(finding.problem).unwrap_or_default();
-            write!(
-                text,
-                "\n{}: {}",
-                problem.as_str().unwrap_or("?").to_uppercase(),
-                finding.object
-            )?;
-            if let Some(lsn) = finding.lsn {
-                write!(text, " at {lsn}")?;
-            }
-            writeln!(text, "\n  {}", finding.detail)?;
-            for effect in &finding.affects {
-                writeln!(text, "  means: {effect}")?;
-            }
-            writeln!(text, "  do:    {}", finding.advice)?;
-        }
-        if report.findings_not_listed > 0 {
-            writeln!(text, "\nand {} more", report.findings_not_listed)?;
-        }
+        write_findings(text, report)?;
         match report.findings.len() {
             0 if report.backups.is_empty() => writeln!(
                 text,

@@ -4,6 +4,7 @@
 mod disk_guard;
 mod lost;
 mod slot;
+mod switched;
 
 use crate::site::{Plan, Site};
 use crate::support::oracle::{Oracle, Rows, rows};

@@ -117,7 +117,7 @@ fn is_named(site: &Site, before: Lsn, after: Lsn, label: &str) -> Lsn {
 
     // A plan ends there, and says so; it never silently stops short, and never goes past it.
     let plan = |target: &[&str]| {
-        let mut arguments = vec!["restore", &url, "-D", "nowhere", "--dry-run"];
+        let mut arguments = vec!["restore", &url, "-D", "nowhere", "--dry-run", "--no-start"];
         arguments.extend(target);
         elsewhere.run(arguments)
     };
@@ -229,6 +229,7 @@ fn what_the_connection_damages_is_stored_marked_and_named() {
             "-D",
             "nowhere",
             "--dry-run",
+            "--no-start",
             "--to",
             "latest",
         ])

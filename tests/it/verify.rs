@@ -5,6 +5,7 @@
 
 mod archive;
 mod damage;
+mod deep;
 mod told;
 
 use crate::support::object_store::Bucket;
@@ -107,6 +108,7 @@ fn check_archive(encrypted: bool) {
     assert!(damages.len() >= 36, "{} damages", damages.len());
     documents_without_which_nothing_is_read(&archive);
     each_repository_is_looked_at(&archive);
+    deep::reads_what_one_restore_reads(&archive);
     if encrypted {
         s3_tells_the_same(&archive, &damages);
     }

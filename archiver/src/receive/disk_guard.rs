@@ -7,21 +7,26 @@
 //!
 //! It also watches, whatever is configured, for a server that gives the slot up by itself while our connection stays unread: its checkpointer ends our
 //! WAL sender and waits for it, and that one waits to tell us, into a full socket (measured on 18): no checkpoint would ever end. Then the connection
-//! is closed. Owns the looking, the judgement and the drop. Does not own recording (`gap.rs`).
+//! is closed.
+//!
+//! Of several listed servers the one that is received from is looked at; and on standbys the slot that `standby_slots.rs` keeps there, which nobody
+//! moves on while nothing can be stored. Owns the looking, the judgement and the drop. Does not own recording (`gap.rs`).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use repository::catalog::GapRange;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use wal_format::{Lsn, SegmentSize};
 
 use super::slot::{beside, for_questions};
 use super::{Receiver, ReceiverConfig, error_text};
 use crate::error::ServerErrorKind;
-use crate::replication::{Connection, ConnectionInfo, Deadlines, Mode, WalStatus};
+use crate::replication::{
+    Connection, ConnectionInfo, Deadlines, Host, Mode, TargetSession, WalStatus,
+};
 use crate::{Error, Result};
 
 /// How often the server is asked.
@@ -111,11 +116,24 @@ pub(super) enum Alarm {
     InTheWay,
 }
 
-/// The watching task; ends with this.
+/// The watching tasks, one for each server; end with this.
 pub(super) struct Watch {
     limits: Option<DiskGuard>,
     alarms: Arc<Alarms>,
-    task: JoinHandle<()>,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+/// What a watching task is told.
+#[derive(Clone)]
+struct Told {
+    limits: Option<DiskGuard>,
+    alarms: Arc<Alarms>,
+    /// Whether our connection stays unread.
+    is_paused: Arc<AtomicBool>,
+    /// The server that is received from.
+    in_use: watch::Receiver<Option<Host>>,
+    /// Whether standbys have slots of ours.
+    standby_slots: bool,
 }
 
 #[derive(Default)]
@@ -125,21 +143,34 @@ struct Alarms {
 }
 
 impl Watch {
-    /// Starts to watch. `is_paused`: whether our connection stays unread.
-    pub(super) fn start(config: &ReceiverConfig, is_paused: Arc<AtomicBool>) -> Self {
-        let alarms = Arc::new(Alarms::default());
-        let eye = Eye {
-            info: beside(&config.connection, "guard"),
-            slot: config.slot.clone(),
-            connection: None,
-            may_replicate: config.disk_guard.is_some(),
+    /// Starts to watch. `is_paused`: whether our connection stays unread. `in_use`: the server that is received from.
+    pub(super) fn start(
+        config: &ReceiverConfig,
+        is_paused: Arc<AtomicBool>,
+        in_use: watch::Receiver<Option<Host>>,
+    ) -> Self {
+        let told = Told {
+            limits: config.disk_guard,
+            alarms: Arc::default(),
+            is_paused,
+            in_use,
+            standby_slots: config.standby_slots,
         };
-        let limits = config.disk_guard;
-        let task = tokio::spawn(watch(eye, limits, Arc::clone(&alarms), is_paused));
+        let servers = config.connection.hosts.iter().map(|host| {
+            let eye = Eye {
+                info: beside(&only(&config.connection, host), "guard"),
+                slot: config.slot.clone(),
+                connection: None,
+                may_replicate: config.disk_guard.is_some(),
+            };
+            let is_only = config.connection.hosts.len() == 1;
+            let host = host.clone();
+            tokio::spawn(look_at(eye, (!is_only).then_some(host), told.clone()))
+        });
         Self {
-            limits,
-            alarms,
-            task,
+            limits: told.limits,
+            tasks: servers.collect(),
+            alarms: told.alarms,
         }
     }
 
@@ -154,23 +185,39 @@ impl Watch {
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        self.task.abort();
+        for task in &self.tasks {
+            task.abort();
+        }
     }
 }
 
-async fn watch(
-    mut eye: Eye,
-    limits: Option<DiskGuard>,
-    alarms: Arc<Alarms>,
-    is_paused: Arc<AtomicBool>,
-) {
+/// The settings for this one of the listed servers, whatever it is by now.
+fn only(info: &ConnectionInfo, host: &Host) -> ConnectionInfo {
+    let mut info = info.clone();
+    info.hosts = vec![host.clone()];
+    info.target_session = TargetSession::Any;
+    info
+}
+
+/// Looks at one server for ever. `host`: which of several it is.
+async fn look_at(mut eye: Eye, host: Option<Host>, told: Told) {
+    let (limits, alarms) = (told.limits, &told.alarms);
     let (mut said, mut blind) = (Since::default(), Since::default());
     let mut was_paused = false;
     loop {
+        let is_in_use = host.is_none() || *told.in_use.borrow() == host;
+        if !is_in_use {
+            match limits.filter(|_| told.standby_slots) {
+                Some(limits) => eye.guard_standby(limits, &mut said, &mut blind).await,
+                None => eye.connection = None,
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+            continue;
+        }
         match eye.look().await {
             Ok(seen) => {
                 blind = Since::default();
-                let is_paused = is_paused.load(Ordering::Relaxed);
+                let is_paused = told.is_paused.load(Ordering::Relaxed);
                 // For a moment it may be: the store is slow.
                 if seen.is_in_danger && is_paused && was_paused {
                     alarms.in_the_way.notify_one();
@@ -178,7 +225,7 @@ async fn watch(
                 was_paused = is_paused;
                 if let Some(limits) = limits {
                     let danger = seen.kept.map_or(Danger::None, |kept| limits.judge(kept));
-                    say(danger, seen.kept, limits, &mut said);
+                    eye.say(danger, seen.kept, limits, &mut said);
                     if danger == Danger::TooMuch {
                         alarms.too_much.notify_one();
                     }
@@ -195,26 +242,6 @@ async fn watch(
             }
         }
         tokio::time::sleep(LOOK_EVERY).await;
-    }
-}
-
-fn say(danger: Danger, kept: Option<KeptWal>, limits: DiskGuard, said: &mut Since) {
-    let kept_bytes = kept.map_or(0, |kept| kept.bytes);
-    match danger {
-        Danger::None if said.was() => {
-            *said = Since::default();
-            tracing::info!(kept_bytes, "the slot keeps little WAL again");
-        }
-        Danger::Much if said.is_due() => tracing::warn!(
-            kept_bytes,
-            limit_bytes = limits.warn,
-            "the slot keeps much WAL on the server's disk, because it is not stored (disk_guard.warn)"
-        ),
-        Danger::NearServersLimit if said.is_due() => tracing::warn!(
-            kept_bytes,
-            "the server is about to give the slot up and to remove WAL that is not stored (max_slot_wal_keep_size)"
-        ),
-        Danger::None | Danger::Much | Danger::NearServersLimit | Danger::TooMuch => {}
     }
 }
 
@@ -255,6 +282,8 @@ struct Seen {
     user: Option<i32>,
     /// The server removes what it keeps at its next checkpoint, or has begun to.
     is_in_danger: bool,
+    /// It is a standby's.
+    on_standby: bool,
 }
 
 impl Eye {
@@ -280,12 +309,14 @@ impl Eye {
                 safe,
             })
         };
+        let on_standby = connection.parameter("in_hot_standby") == Some("on");
         if connection.mode() == Mode::PhysicalReplication {
             let slot = connection.read_slot(&self.slot).await?;
             let end = connection.identify_system().await?.flush_lsn;
             let from = slot.and_then(|slot| slot.restart_lsn);
             return Ok(Seen {
                 kept: kept(from, end, None),
+                on_standby,
                 ..Seen::default()
             });
         }
@@ -302,7 +333,70 @@ impl Eye {
                 slot.wal_status,
                 Some(WalStatus::Unreserved | WalStatus::Lost)
             ),
+            on_standby,
         })
+    }
+
+    fn say(&self, danger: Danger, kept: Option<KeptWal>, limits: DiskGuard, said: &mut Since) {
+        let server = self.connection.as_ref().map(Connection::address);
+        let kept_bytes = kept.map_or(0, |kept| kept.bytes);
+        match danger {
+            Danger::None if said.was() => {
+                *said = Since::default();
+                tracing::info!(kept_bytes, server, "the slot keeps little WAL again");
+            }
+            Danger::Much if said.is_due() => tracing::warn!(
+                kept_bytes,
+                server,
+                limit_bytes = limits.warn,
+                "the slot keeps much WAL on the server's disk, because it is not stored (disk_guard.warn)"
+            ),
+            Danger::NearServersLimit if said.is_due() => tracing::warn!(
+                kept_bytes,
+                server,
+                "the server is about to give the slot up and to remove WAL that is not stored (max_slot_wal_keep_size)"
+            ),
+            Danger::None | Danger::Much | Danger::NearServersLimit | Danger::TooMuch => {}
+        }
+    }
+
+    /// Looks at the slot that a standby keeps for a failover, and drops it if it keeps too much: nothing is lost by it now. Another one is made at
+    /// the next visit, and keeps what comes from then on.
+    async fn guard_standby(&mut self, limits: DiskGuard, said: &mut Since, blind: &mut Since) {
+        let guarded = async {
+            let seen = self.look().await?;
+            let Some(kept) = seen.kept.filter(|_| seen.on_standby) else {
+                return Ok(());
+            };
+            let danger = limits.judge(kept);
+            self.say(danger, seen.kept, limits, said);
+            let connection = self.connection.as_mut();
+            let Some(connection) = connection.filter(|_| danger == Danger::TooMuch) else {
+                return Ok(());
+            };
+            match connection.mode() {
+                Mode::PhysicalReplication => connection.drop_slot(&self.slot).await?,
+                _ => connection.drop_slot_by_sql(&self.slot).await?,
+            }
+            tracing::error!(
+                server = connection.address(),
+                slot = self.slot,
+                kept_bytes = kept.bytes,
+                limit_bytes = limits.drop_slot,
+                "dropped the slot that a standby kept for a failover: it kept more WAL on its disk than disk_guard.drop_slot allows; after a failover to \
+                 it, WAL that is not stored by then may be missing"
+            );
+            Ok::<_, Error>(())
+        };
+        if let Err(error) = guarded.await {
+            self.connection = None;
+            if blind.is_due() {
+                tracing::debug!(
+                    error = error_text(&error),
+                    "disk_guard cannot see or drop the slot of a standby"
+                );
+            }
+        }
     }
 
     /// Drops the slot if it still keeps too much.
@@ -388,8 +482,13 @@ impl Receiver {
     /// Drops our slot, which keeps too much.
     async fn give_up_slot(&mut self, watch: &Watch) {
         let Some(limits) = watch.limits else { return };
+        // A session that has failed has forgotten its server; the slot is still there.
+        let info = match &*self.in_use.borrow() {
+            Some(host) => only(&self.config.connection, host),
+            None => self.config.connection.clone(),
+        };
         let mut eye = Eye {
-            info: beside(&self.hosts.same(&self.config.connection), "guard"),
+            info: beside(&info, "guard"),
             slot: self.config.slot.clone(),
             connection: None,
             may_replicate: true,

@@ -42,7 +42,7 @@ use crate::assembler::Expected;
 use crate::branches::{check_newest, left_behind};
 use crate::commit_watch::CommitWatch;
 use crate::error::ServerErrorKind;
-use crate::replication::{Connection, ConnectionInfo, Mode, Started, SystemIdentity};
+use crate::replication::{Connection, ConnectionInfo, Host, Mode, Started, SystemIdentity};
 use crate::resume::{RepositoryEnd, ResumePoint, ServerPosition, plan_resume};
 use crate::server_identity::check_identity;
 use crate::upload::{Uploader, error_text};
@@ -139,6 +139,8 @@ pub struct Receiver {
     receiving: Arc<Notify>,
     /// Whether the stream's socket stays unread, because more cannot be held.
     is_paused: Arc<AtomicBool>,
+    /// Of several listed servers the one that was received from last.
+    in_use: watch::Sender<Option<Host>>,
 }
 
 /// Why a session ended without an error.
@@ -192,6 +194,7 @@ impl Receiver {
             given_up: None,
             receiving: Arc::default(),
             is_paused: Arc::default(),
+            in_use: watch::Sender::default(),
         })
     }
 
@@ -238,7 +241,8 @@ impl Receiver {
 
     async fn keep_receiving(&mut self, fillers: &Fillers) -> Result<()> {
         let mut wait = FIRST_WAIT;
-        let disk = disk_guard::Watch::start(&self.config, Arc::clone(&self.is_paused));
+        let (is_paused, in_use) = (Arc::clone(&self.is_paused), self.in_use.subscribe());
+        let disk = disk_guard::Watch::start(&self.config, is_paused, in_use);
         while !*self.stop.borrow() {
             let begun = Instant::now();
             let ended = tokio::select! {
@@ -308,6 +312,7 @@ impl Receiver {
         self.hosts.connected_to(connection.host());
         connection.require_supported()?;
         let identity = check_identity(&mut connection, &self.config.cluster).await?;
+        self.in_use.send_replace(Some(connection.host().clone()));
         let wanted = self.config.rpo == Rpo::Sync;
         let info = self.hosts.same(&self.config.connection);
         let later = self.connected_once;

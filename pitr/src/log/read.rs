@@ -339,6 +339,11 @@ impl<S: WalSource> Reader<'_, S> {
             .get(end)
             .filter(|_| !self.material.holes.contains_key(&end));
         let source = self.material.source;
+        // With the one before, if none is missing between them: it says what the first has to follow.
+        let joined = begin - usize::from(begin > 0 && !self.material.holes.contains_key(&begin));
+        let behind = end + usize::from(next.is_some());
+        let stretch = self.material.pieces.get(joined..behind);
+        source.settle(stretch.unwrap_or_default()).await;
         let in_flight = (AHEAD_BYTES / size).clamp(1, MAX_IN_FLIGHT) as usize;
         let fetched = pieces.iter().chain(next).map(|piece| async move {
             let bytes = source.bytes(piece).await?;

@@ -130,7 +130,7 @@ impl BackupCheck<'_> {
                 return Some((*descriptor, plain));
             }
             Examined::Bad(problem, detail) => (problem, detail),
-            Examined::Gone => (Problem::Missing, "it was listed a moment ago".to_owned()),
+            Examined::Gone => (Problem::Missing, self.job.survey.gone.to_owned()),
         };
         memory.forget(&name);
         self.add(name, None, problem, detail);

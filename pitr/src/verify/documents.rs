@@ -11,6 +11,7 @@ use super::reader::{Examined, Want};
 use super::survey::{KnownBackup, Survey};
 use crate::error::Result;
 use repository::Error as Stored;
+use repository::Repository;
 use repository::backup::BackupClaim;
 use repository::catalog::GapRange;
 use repository::cluster::ClusterDocument;
@@ -22,7 +23,11 @@ use wal_format::{Lsn, TimelineId};
 const MAX_BACKUP_HISTORY_BYTES: usize = 1 << 20;
 
 /// Looks at each of them.
-pub(crate) async fn check_documents(job: &Job<'_>, memory: &mut Memory) -> Result<Vec<Found>> {
+pub(crate) async fn check_documents(
+    job: &Job<'_>,
+    repository: &Repository,
+    memory: &mut Memory,
+) -> Result<Vec<Found>> {
     let mut found = Vec::new();
     for (key, meta) in &job.survey.objects {
         let name = key.to_string();
@@ -42,7 +47,7 @@ pub(crate) async fn check_documents(job: &Job<'_>, memory: &mut Memory) -> Resul
             }
             | ObjectKey::Gap { .. }
             | ObjectKey::GapAck { .. }
-            | ObjectKey::RollUp { .. } => match check_document(job, key).await {
+            | ObjectKey::RollUp { .. } => match check_document(repository, key).await {
                 Ok(()) => {
                     job.reader.count_read(meta.size);
                     continue;
@@ -77,21 +82,29 @@ pub(crate) async fn check_documents(job: &Job<'_>, memory: &mut Memory) -> Resul
 }
 
 /// Parses a document and holds it against its key.
-async fn check_document(job: &Job<'_>, key: &ObjectKey) -> std::result::Result<(), Stored> {
-    let (repository, cluster) = (job.reader.repository, job.survey.cluster);
+async fn check_document(
+    repository: &Repository,
+    key: &ObjectKey,
+) -> std::result::Result<(), Stored> {
     match key {
         ObjectKey::RollUp { .. } => repository.fetch_roll_up(key).await.map(drop),
         ObjectKey::Gap {
-            timeline, from, to, ..
+            cluster,
+            timeline,
+            from,
+            to,
         } => {
             let range = gap(*timeline, *from, *to);
-            repository.fetch_gap(cluster, range).await.map(drop)
+            repository.fetch_gap(*cluster, range).await.map(drop)
         }
         ObjectKey::GapAck {
-            timeline, from, to, ..
+            cluster,
+            timeline,
+            from,
+            to,
         } => {
             let range = gap(*timeline, *from, *to);
-            let acknowledged = repository.fetch_acknowledgement(cluster, range);
+            let acknowledged = repository.fetch_acknowledgement(*cluster, range);
             acknowledged.await.map(drop)
         }
         ObjectKey::Backup { label, .. } => {

@@ -2,10 +2,11 @@
 //!
 //! Owns the levels and the order of the work. What is looked at where: `survey.rs` (what is stored), `presence.rs` (names), `wal.rs` and
 //! `open_wal.rs` (WAL), `rolled.rs` (what roll-ups say of it), `backups.rs` (base backups), `documents.rs` (what is small),
-//! `memory.rs` (what earlier runs verified), `finding.rs` (what is said about it).
+//! `memory.rs` (what earlier runs verified), `finding.rs` (what is said about it). `deep.rs` looks at what one recovery reads.
 
 mod backups;
 mod decode;
+mod deep;
 mod documents;
 mod finding;
 mod gaps;
@@ -18,6 +19,7 @@ mod rolled;
 mod survey;
 mod wal;
 
+pub use deep::{cost_of, verify_plan};
 pub use finding::{Effect, Finding, Problem};
 pub use memory::{Depth, Memory, Prepared};
 pub use presence::Reach;
@@ -25,6 +27,8 @@ pub use reader::Counts;
 
 use crate::error::Result;
 use crate::roll_ups::fetch_roll_ups;
+use crate::segment_source::SegmentSource;
+use crate::settle::Settled;
 use finding::Found;
 use reader::{Reader, Want};
 use repository::Repository;
@@ -151,19 +155,24 @@ pub async fn verify(
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<Report> {
     let advance = |bytes| progress(Progress::Read(bytes));
-    let reader = Reader::new(request.repository, request.policy, &advance);
+    let segments = SegmentSource {
+        repository: request.repository.into(),
+        policy: request.policy.clone(),
+        cluster: request.cluster.id(),
+        size: request.cluster.segment_size()?,
+        settled: Settled::default(),
+    };
+    let reader = Reader::new(&segments, &advance);
     let mut found = Vec::new();
-    let survey = Survey::take(&reader, request.cluster, request.since, &mut found).await?;
+    let (repository, since) = (request.repository, request.since);
+    let survey = Survey::take(&reader, repository, request.cluster, since, &mut found).await?;
     if let Some(wrong) = documents::check_cluster(request.cluster, &survey, &mut found) {
         found.push(wrong);
         return Ok(nothing_fits(request.level, found, &survey, reader.counts()));
     }
     // Where every segment is read, they would say nothing new.
     let rolled = match request.level == Level::Presence || !memory.is_empty() {
-        true => {
-            let repository = request.repository.into();
-            fetch_roll_ups(&repository, survey.cluster, &survey.catalog).await?
-        }
+        true => fetch_roll_ups(&segments.repository, survey.cluster, &survey.catalog).await?,
         false => BTreeMap::new(),
     };
     let keyless = request.policy.identities.is_empty();
@@ -190,27 +199,9 @@ pub async fn verify(
         backups.extend(presence::check_reach(&survey, backup, &mut found));
     }
     let mut notes = notes(&job, keyless);
-    let mut prepared = BTreeMap::new();
-    let mut inherited: BTreeMap<u32, Vec<Prepared>> = BTreeMap::new();
-    // Numbers rise from parents to children.
-    for (timeline, path) in &survey.paths {
-        let open = inherited.remove(&timeline.get()).unwrap_or_default();
-        let walked = wal::walk_timeline(&job, path, open, memory).await?;
-        found.extend(walked.found);
-        inherited.extend(walked.forks);
-        if let Some(lsn) = walked.unknown_before {
-            notes.push(format!(
-                "timeline {timeline}: transactions prepared before {lsn} are not known, as that WAL was verified by an earlier run or left \
-                 out; --all reads it again"
-            ));
-        }
-        if !walked.open.is_empty() {
-            prepared.insert(timeline.get(), walked.open);
-        }
-        save(&job, memory, &mut notes);
-    }
+    let prepared = read_wal(&job, memory, &mut found, &mut notes).await?;
     if job.level.reads() {
-        found.extend(documents::check_documents(&job, memory).await?);
+        found.extend(documents::check_documents(&job, repository, memory).await?);
         for backup in &survey.backups {
             found.extend(backups::check_backup(&job, backup, memory).await?);
             save(&job, memory, &mut notes);
@@ -234,6 +225,35 @@ pub async fn verify(
         prepared,
         counts,
     })
+}
+
+/// Looks at the WAL of all timelines; gives the transactions that stay prepared at the end of each.
+async fn read_wal(
+    job: &Job<'_>,
+    memory: &mut Memory,
+    found: &mut Vec<Found>,
+    notes: &mut Vec<String>,
+) -> Result<BTreeMap<u32, Vec<Prepared>>> {
+    let mut prepared = BTreeMap::new();
+    let mut inherited: BTreeMap<u32, Vec<Prepared>> = BTreeMap::new();
+    // Numbers rise from parents to children.
+    for (timeline, path) in &job.survey.paths {
+        let open = inherited.remove(&timeline.get()).unwrap_or_default();
+        let walked = wal::walk_timeline(job, path, open, memory).await?;
+        found.extend(walked.found);
+        inherited.extend(walked.forks);
+        if let Some(lsn) = walked.unknown_before {
+            notes.push(format!(
+                "timeline {timeline}: transactions prepared before {lsn} are not known, as that WAL was verified by an earlier run or left \
+                 out; --all reads it again"
+            ));
+        }
+        if !walked.open.is_empty() {
+            prepared.insert(timeline.get(), walked.open);
+        }
+        save(job, memory, notes);
+    }
+    Ok(prepared)
 }
 
 /// Where segments have another size than is said, no position is what it seems: everything would be wrong.

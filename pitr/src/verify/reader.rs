@@ -6,12 +6,16 @@
 use super::finding::Problem;
 use super::memory::Depth;
 use crate::error::{Error, Result};
+use crate::segment_source::{SegmentSource, check, found};
 use repository::descriptor::Descriptor;
 use repository::key::ObjectKey;
-use repository::sealed::{OpenPolicy, check_stored};
+use repository::sealed::check_stored;
+use repository::several::Absence;
 use repository::{ErrorClass, Repository};
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use wal_format::TimelineId;
 
 /// How much of an object is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,27 +84,36 @@ struct Counters {
     pages: AtomicU64,
 }
 
-/// Reads objects of one repository.
+/// Reads objects.
 pub(crate) struct Reader<'a> {
-    pub(crate) repository: &'a Repository,
-    pub(crate) policy: &'a OpenPolicy,
+    /// Where they are, how they are opened, and whose they are.
+    pub(crate) segments: &'a SegmentSource,
     /// Told of stored bytes as they are read.
     progress: &'a (dyn Fn(u64) + Sync),
+    /// Lineages of the timelines on the way, by which an object is taken from one of several repositories, as those do who recover from them.
+    lineages: BTreeMap<TimelineId, String>,
     counters: Counters,
 }
 
+/// An object as it was read.
+type Looked = (Descriptor, Option<Vec<u8>>, Option<Depth>);
+
 impl<'a> Reader<'a> {
-    pub(crate) fn new(
-        repository: &'a Repository,
-        policy: &'a OpenPolicy,
-        progress: &'a (dyn Fn(u64) + Sync),
-    ) -> Self {
+    pub(crate) fn new(segments: &'a SegmentSource, progress: &'a (dyn Fn(u64) + Sync)) -> Self {
         Self {
-            repository,
-            policy,
+            segments,
             progress,
+            lineages: BTreeMap::new(),
             counters: Counters::default(),
         }
+    }
+
+    /// The same, for WAL of these timelines in several repositories.
+    pub(crate) fn on_path(mut self, lineages: &BTreeMap<TimelineId, String>) -> Self {
+        if self.segments.repository.is_several() {
+            self.lineages.clone_from(lineages);
+        }
+        self
     }
 
     /// Looks at an object of at most `limit` plain bytes.
@@ -114,23 +127,45 @@ impl<'a> Reader<'a> {
         want: Want,
     ) -> Result<Examined> {
         if want == Want::Descriptor {
-            let described = self.repository.fetch_descriptor(key).await;
             self.counters.descriptors.fetch_add(1, Ordering::Relaxed);
-            return match described {
-                Ok(descriptor) => Ok(Examined::Good {
-                    descriptor: Box::new(descriptor),
-                    plain: None,
-                    depth: None,
-                }),
-                Err(error) => self.judge(key, error),
-            };
         }
-        let object = match self.repository.fetch_stored(key, limit).await {
-            Ok(object) => object,
-            Err(error) => return self.judge(key, error),
+        let ask = |one: Repository| self.ask(one, key, limit, want);
+        let repositories = &self.segments.repository;
+        let looked = repositories
+            .first_given(&key.to_string(), limit as u64, Absence::Proven, ask)
+            .await;
+        match looked {
+            Ok(Some((descriptor, plain, depth))) => Ok(Examined::Good {
+                descriptor: Box::new(descriptor),
+                plain: plain.filter(|_| want != Want::Checked),
+                depth,
+            }),
+            Ok(None) => Ok(Examined::Gone),
+            Err(Error::Repository(error)) => self.judge(key, error),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn ask(
+        &self,
+        one: Repository,
+        key: &ObjectKey,
+        limit: usize,
+        want: Want,
+    ) -> Result<Option<Looked>> {
+        if want == Want::Descriptor {
+            let described = found(one.fetch_descriptor(key).await)?;
+            let Some(descriptor) = described else {
+                return Ok(None);
+            };
+            self.check_place(key, &descriptor)?;
+            return Ok(Some((descriptor, None, None)));
+        }
+        let Some(object) = found(one.fetch_stored(key, limit).await)? else {
+            return Ok(None);
         };
         let stored = object.len() as u64;
-        let (place, policy) = (key.clone(), self.policy.clone());
+        let (place, policy) = (key.clone(), self.segments.policy.clone());
         let opened = blocking(move || {
             if policy.identities.is_empty() {
                 let descriptor = check_stored(&place, &object)?;
@@ -149,24 +184,37 @@ impl<'a> Reader<'a> {
         })
         .await;
         self.count_read(stored);
-        match opened {
-            Ok((descriptor, plain)) => {
-                let depth = match &plain {
-                    Some(plain) => {
-                        self.counters
-                            .plain
-                            .fetch_add(plain.len() as u64, Ordering::Relaxed);
-                        Depth::Opened
-                    }
-                    None => Depth::Stored,
-                };
-                Ok(Examined::Good {
-                    descriptor: Box::new(descriptor),
-                    plain: plain.filter(|_| want != Want::Checked),
-                    depth: Some(depth),
-                })
+        let (descriptor, plain) = opened?;
+        self.check_place(key, &descriptor)?;
+        let depth = match &plain {
+            Some(plain) => {
+                self.counters
+                    .plain
+                    .fetch_add(plain.len() as u64, Ordering::Relaxed);
+                Depth::Opened
             }
-            Err(error) => self.judge(key, error),
+            None => Depth::Stored,
+        };
+        Ok(Some((descriptor, plain, Some(depth))))
+    }
+
+    /// With other repositories to ask, WAL of another place, lineage or chain is not taken, as no recovery takes it.
+    fn check_place(&self, key: &ObjectKey, descriptor: &Descriptor) -> Result<()> {
+        let (name, from) = match key {
+            ObjectKey::Segment { name, .. } | ObjectKey::Partial { name, .. } => (name, 0),
+            ObjectKey::Tail { name, from, .. } => (name, *from),
+            _ => return Ok(()),
+        };
+        let lineage = self.lineages.get(&name.timeline);
+        let Some((lineage, start)) = lineage.zip(name.start(self.segments.size)) else {
+            return Ok(());
+        };
+        let begin = start.saturating_add(u64::from(from));
+        let range = (begin, begin.saturating_add(descriptor.plain_size));
+        let wal = check(key, descriptor, range, lineage)?;
+        match key {
+            ObjectKey::Segment { .. } => self.segments.settled.check(*name, wal),
+            _ => Ok(()),
         }
     }
 
@@ -227,6 +275,10 @@ impl<'a> Reader<'a> {
             Stored::Misplaced { .. } => Problem::Misplaced,
             Stored::FromTheFuture { .. } => Problem::LaterVersion,
             Stored::PlainRefused { .. } => Problem::Unencrypted,
+            // Each says why.
+            Stored::NoRepositoryGives { class, .. } if *class == ErrorClass::Corrupt => {
+                Problem::Damaged
+            }
             // The identity is right for others: this object is the odd one.
             Stored::WrongIdentity { .. } if self.counters.plain.load(Ordering::Relaxed) > 0 => {
                 Problem::WrongKey

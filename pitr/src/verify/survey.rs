@@ -10,6 +10,7 @@ use crate::gather::agrees;
 use crate::plan::{BackupFacts, WalPath};
 use crate::segment_source::MAX_HISTORY_BYTES;
 use futures_util::StreamExt;
+use repository::Repository;
 use repository::backup::BackupDescriptor;
 use repository::catalog::{Catalog, TimelineObjects};
 use repository::cluster::ClusterDocument;
@@ -54,6 +55,8 @@ pub(crate) struct Survey {
     pub(crate) sealed_histories: BTreeSet<TimelineId>,
     /// Only WAL from this segment on is verified.
     pub(crate) from: Option<SegmentNumber>,
+    /// Why an object that is not there should be.
+    pub(crate) gone: &'static str,
 }
 
 impl Survey {
@@ -63,12 +66,13 @@ impl Survey {
     /// The store's; `Key` if an identity opens nothing.
     pub(crate) async fn take(
         reader: &Reader<'_>,
+        repository: &Repository,
         document: &ClusterDocument,
         since: Option<Timestamp>,
         found: &mut Vec<Found>,
     ) -> Result<Self> {
         let (cluster, size) = (document.id(), document.segment_size()?);
-        let listed = reader.repository.list_objects(cluster).await?;
+        let listed = repository.list_objects(cluster).await?;
         let catalog = Catalog::from_listing(
             cluster,
             listed.iter().map(|object| (&object.path, object.size)),
@@ -95,8 +99,9 @@ impl Survey {
             partial_ends: BTreeMap::new(),
             sealed_histories: BTreeSet::new(),
             from: None,
+            gone: "it was listed a moment ago",
         };
-        survey.read_backups(reader, found).await?;
+        survey.read_backups(reader, repository, found).await?;
         let histories = survey.read_histories(reader, found).await?;
         survey.find_paths(reader, &histories).await?;
         survey.read_partials(reader).await?;
@@ -106,11 +111,16 @@ impl Survey {
         Ok(survey)
     }
 
-    async fn read_backups(&mut self, reader: &Reader<'_>, found: &mut Vec<Found>) -> Result<()> {
+    async fn read_backups(
+        &mut self,
+        reader: &Reader<'_>,
+        repository: &Repository,
+        found: &mut Vec<Found>,
+    ) -> Result<()> {
         let labels: Vec<_> = self.catalog.complete_backups().cloned().collect();
         let cluster = self.cluster;
         let mut fetched = futures_util::stream::iter(labels.into_iter().map(|label| async {
-            let document = reader.repository.fetch_backup(cluster, &label).await;
+            let document = repository.fetch_backup(cluster, &label).await;
             (label, document)
         }))
         .buffered(BACKUPS_IN_FLIGHT);

@@ -11,7 +11,7 @@ use super::reader::{Examined, Want, blocking};
 use super::rolled;
 use crate::error::{Error, Result};
 use crate::plan::{BrokenChain, ChainProof, Piece, PieceSource, WalPath};
-use crate::segment_source::{MAX_WITHOUT_RECORDS, SegmentSource};
+use crate::segment_source::MAX_WITHOUT_RECORDS;
 use futures_util::StreamExt;
 use repository::ErrorClass;
 use repository::descriptor::{Descriptor, WalDescriptor};
@@ -195,7 +195,7 @@ impl TimelineWalk<'_> {
                 return Ok(None);
             }
             Examined::Gone => {
-                let detail = "it was listed a moment ago".to_owned();
+                let detail = self.job.survey.gone.to_owned();
                 self.broken(key, start, Problem::Missing, detail);
                 return Ok(None);
             }
@@ -278,12 +278,7 @@ impl TimelineWalk<'_> {
     ) -> Result<bool> {
         let history = &self.path.history;
         let timeline_at = |lsn| Ok(history.timeline_at(lsn));
-        let source = SegmentSource {
-            repository: self.job.reader.repository.into(),
-            policy: self.job.reader.policy.clone(),
-            cluster: self.job.survey.cluster,
-            size: self.job.survey.size,
-        };
+        let source = self.job.reader.segments;
         match source.check_link(name, wal, timeline_at).await {
             Ok(()) => Ok(true),
             Err(Error::Integrity { reason, .. }) => {
@@ -359,7 +354,8 @@ impl TimelineWalk<'_> {
             })
         };
         let mut before = Vec::new();
-        let mut next = number.previous().filter(|_| follows);
+        let wanted = |number: &SegmentNumber| self.job.survey.is_wanted(*number);
+        let mut next = number.previous().filter(|_| follows).filter(wanted);
         let mut found = false;
         while let Some(earlier) = next.filter(|_| before.len() < MAX_WITHOUT_RECORDS as usize) {
             let timeline = self.path.timeline_of_segment(earlier);
@@ -373,7 +369,7 @@ impl TimelineWalk<'_> {
             if found {
                 break;
             }
-            next = earlier.previous();
+            next = earlier.previous().filter(wanted);
         }
         let Some((first, _)) = before.last().filter(|_| found) else {
             return fresh(number);

@@ -18,6 +18,7 @@ use repository::key::{ClusterId, ObjectKey};
 use repository::sealed::{BufferPool, Compression, Facts, OpenPolicy, SealPolicy, Sealer};
 use repository::wal::lineage;
 use repository::{Repository, Store, StoreOptions};
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -330,6 +331,7 @@ impl Branched {
             path: vec![leg(1, Some(self.switch_point)), leg(2, None)],
             end: end.to_string(),
             allow_plain: false,
+            settled: BTreeMap::new(),
         }
     }
 

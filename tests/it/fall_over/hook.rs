@@ -13,9 +13,9 @@ const ABSENT: i32 = 1;
 const UNPROVEN: i32 = 126;
 
 /// A folder like a data directory.
-struct Hook<'a> {
-    world: &'a World,
-    folder: PathBuf,
+pub(super) struct Hook<'a> {
+    pub(super) world: &'a World,
+    pub(super) folder: PathBuf,
 }
 
 impl Hook<'_> {
@@ -34,7 +34,7 @@ impl Hook<'_> {
 
     /// The file is the segment as the server wrote it.
     #[track_caller]
-    fn serves(&self, name: &str) -> Output {
+    pub(super) fn serves(&self, name: &str) -> Output {
         let output = self.asks(name, SERVED);
         let served =
             fs::read(self.folder.join("pg_wal/RECOVERYXLOG")).expect("read what was served");

@@ -16,7 +16,7 @@ fn flip(path: &Path) {
     fs::write(path, bytes).expect("write an object");
 }
 
-fn fell_over(said: &Value) -> Vec<(String, String, String)> {
+pub(super) fn fell_over(said: &Value) -> Vec<(String, String, String)> {
     let named = said["repositories"]["fell_over"].as_array();
     let text = |value: &Value| value.as_str().expect("text").to_owned();
     named

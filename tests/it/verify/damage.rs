@@ -258,7 +258,7 @@ fn wrong_places() -> Vec<Damage> {
 }
 
 /// The records that lie whole within a page of a segment.
-fn records(name: &SegmentName, plain: &[u8]) -> Vec<Record> {
+pub(super) fn records(name: &SegmentName, plain: &[u8]) -> Vec<Record> {
     let config = DecoderConfig {
         segment_size: SIZE,
         system_identifier: None,
