@@ -294,7 +294,7 @@ mod tests {
             minimal_descriptor: false,
         };
         let repository =
-            |number: usize| Repository::new(format!("number {number}"), Store::in_memory());
+            |number: usize| Repository::new(&format!("number {number}"), Store::in_memory());
         let repositories = (0..count).map(repository).collect();
         Holders::new(Uploader::mirrored(repositories, Ack::All, policy, 1))
     }
