@@ -652,6 +652,7 @@ mod tests {
             policy: OpenPolicy::default(),
             cluster,
             size,
+            settled: crate::settle::Settled::default(),
         };
         let name: SegmentName = "000000010000000000000002".parse().unwrap();
         let start = name.start(size).unwrap();

@@ -678,6 +678,7 @@ mod tests {
             slot: "walden".into(),
             cluster: testing::cluster(),
             standby_slots: false,
+            wal_receiver_timeout: Duration::from_secs(60),
             rpo: Rpo::Sync,
             on_invalid: OnInvalid::StoreAndReport,
             disk_guard: None,
