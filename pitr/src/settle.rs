@@ -150,8 +150,8 @@ mod tests {
         }
 
         async fn another(&self, piece: &Piece, fits: &Fits<'_>) -> Option<WalDescriptor> {
-            let forms = self.forms[&piece.name].iter();
-            let found = forms.cloned().find(|wal| fits(wal).is_ok())?;
+            let mut forms = self.forms[&piece.name].iter();
+            let found = forms.find(|wal| fits(wal).is_ok())?.clone();
             self.settled.add(piece.name, found.clone());
             Some(found)
         }
