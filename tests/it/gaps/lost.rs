@@ -12,7 +12,10 @@ const KEEP: &str = "max_slot_wal_keep_size = 3MB";
 
 /// `is_running`: the receiver cannot store anything meanwhile, and does not read what the server sends; else nobody uses the slot.
 fn a_lost_slot(major: u32, is_running: bool) {
-    let (mut archived, run) = Archived::start(major, &[KEEP], "", "[backup]\non_gap = true");
+    // No checkpoint comes before we ask for one: the slot is lost when the receiver is known to be in the way.
+    let settings = [KEEP, "max_wal_size = 1GB"];
+    let settings = &settings[..if is_running { 2 } else { 1 }];
+    let (mut archived, run) = Archived::start(major, settings, "", "[backup]\non_gap = true");
     let before = archived.work_to("before");
     let mut waiting = None;
     if is_running {
@@ -26,6 +29,15 @@ fn a_lost_slot(major: u32, is_running: bool) {
     if is_running {
         // More than it holds, and than is on the way to it.
         archived.write_wal(12);
+        let sent =
+            "select sent_lsn, sent_lsn < pg_current_wal_flush_lsn() from pg_stat_replication";
+        let (mut last, mut times) = (String::new(), 0);
+        wait_until("the server can send no more", DEADLINE, || {
+            let now = archived.server.psql(sent);
+            let is_stuck = now == last && now.ends_with("|t");
+            (last, times) = (now, if is_stuck { times + 1 } else { 0 });
+            (times == 20).then_some(())
+        });
     }
     let lost = "select wal_status from pg_replication_slots where slot_name = 'walden'";
     wait_until("the slot is lost", DEADLINE, || {

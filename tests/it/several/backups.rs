@@ -79,6 +79,8 @@ fn what_a_failover_left_in_one_repository_alone_is_told_with_its_name() {
     let backup = ["backup", "--fast-checkpoint"];
     pair.walden.run(backup).expect_success();
     pair.write("kept", 4);
+    let kept_to = pair.server.psql("select pg_current_wal_flush_lsn()");
+    pair.write("lost_in_both", 1);
     wait_until_stored(&pair.server);
     pair.wait_until_same();
     pair.far.set(State::Shut);
@@ -87,9 +89,9 @@ fn what_a_failover_left_in_one_repository_alone_is_told_with_its_name() {
     terminate(run);
     pair.far.set(State::Open);
 
-    // Somebody goes live with what the far one has.
+    // Somebody goes live with a part of what the far one has.
     pair.restorer.url = pair.bucket.url("far");
-    let promote = ["--to", "latest", "--action", "promote"];
+    let promote = ["--to-lsn", &kept_to, "--action", "promote"];
     let promoted = pair.restorer.restore("promoted", &promote);
     let conninfo = promoted.client.conninfo();
     let status = |more: &[&str]| {
