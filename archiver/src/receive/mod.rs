@@ -335,15 +335,16 @@ impl Receiver {
         if now.timeline == timeline {
             server.flush_lsn = now.flush_lsn;
         }
+        check_newest(&server.history, &survey.union, self.size)?;
+        let on_path = |timeline| server.history.contains(timeline);
+        let stored = repository_end(&survey.union, self.size, server.restart_lsn, on_path);
+        let mut point = plan_resume(self.size, &server, stored)?;
+        // For a server that is refused nothing is written, not even this.
         for (roll_ups, catalog) in self.roll_ups.iter().zip(&survey.catalogs) {
             if let Some(catalog) = catalog {
                 roll_ups.catch_up(catalog);
             }
         }
-        check_newest(&server.history, &survey.union, self.size)?;
-        let on_path = |timeline| server.history.contains(timeline);
-        let stored = repository_end(&survey.union, self.size, server.restart_lsn, on_path);
-        let mut point = plan_resume(self.size, &server, stored)?;
         tracing::info!(
             server = connection.address(),
             timeline = point.timeline.get(),

@@ -56,7 +56,7 @@ fn a_lost_tail_a_rewound_primary_and_promotions_in_a_row() {
     mark(&first, "stray");
     scene.run_is_refused(&first, "which is not in the history of this server");
     let now = after.are_untouched_in(&scene);
-    assert!(now.new_since(&after).is_empty());
+    assert_eq!(now.new_since(&after), [""; 0]);
     stop(&mut first);
     // pg_rewind wants a checkpoint on the new timeline.
     second.psql("checkpoint");
