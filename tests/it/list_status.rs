@@ -87,7 +87,15 @@ fn list_shows_backups_and_the_window_each_opens() {
         .run(["list", &url, "--json"])
         .expect_success()
         .json();
-    assert_eq!(named["backups"], listed["backups"]);
+    // Where the windows end may have moved on: the server writes by itself.
+    let but_windows = |listed: &Value| {
+        let mut backups = listed["backups"].as_array().unwrap().clone();
+        for backup in &mut backups {
+            assert!(backup.as_object_mut().unwrap().remove("window").is_some());
+        }
+        backups
+    };
+    assert_eq!(but_windows(&named), but_windows(&listed));
     elsewhere
         .run(["list", "file:///nowhere/at/all"])
         .expect_code(10);
