@@ -226,6 +226,7 @@ mod tests {
     use super::*;
     use crate::config::{Overrides, RepositoryOverride};
     use crate::failure::Failure;
+    use repository::testing::cluster_document;
 
     fn config(url: &str) -> Config {
         let overrides = Overrides {
@@ -242,20 +243,6 @@ mod tests {
         open_configured(config.repository(), Deadlines::default()).await
     }
 
-    fn document(system_identifier: u64) -> ClusterDocument {
-        ClusterDocument {
-            format: 1,
-            requires: Vec::new(),
-            system_identifier,
-            incarnation: 0,
-            parent: None,
-            pg_version: 18,
-            block_size: 8192,
-            wal_segment_size: 1 << 20,
-            created: jiff::Timestamp::UNIX_EPOCH,
-        }
-    }
-
     #[tokio::test]
     async fn the_cluster_is_the_named_the_configured_or_the_only_one() {
         let folder = tempfile::tempdir().unwrap();
@@ -269,13 +256,13 @@ mod tests {
         let none = find_cluster(&config, &repository, None).await;
         assert_eq!(Failure::of(&none.unwrap_err()).code, ExitCode::NoRepository);
         let put = async |identifier: u64| {
-            let document = document(identifier);
+            let document = cluster_document(identifier);
             let key = repository::key::ObjectKey::Cluster(document.id());
             repository.put_json(&key, &document).await.unwrap();
         };
         put(7).await;
         let found = find_cluster(&config, &repository, None).await.unwrap();
-        assert_eq!(found, document(7));
+        assert_eq!(found, cluster_document(7));
         put(8).await;
         let several = find_cluster(&config, &repository, None).await.unwrap_err();
         let several = Failure::of(&several);

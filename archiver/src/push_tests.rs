@@ -1,7 +1,7 @@
 //! What `archive-push` takes and what it refuses, each by name, on WAL that is made here.
 
-use repository::sealed::Compression;
 use repository::store::Store;
+use repository::testing::UNENCRYPTED;
 use wal_format::testing::WalBuilder;
 use wal_format::{Major, Timestamp};
 
@@ -56,11 +56,7 @@ impl Place {
         PushConfig {
             repositories: std::slice::from_ref(&self.repository),
             ack: Ack::All,
-            seal: SealPolicy {
-                recipients: None,
-                compression: Compression::Lz4,
-                minimal_descriptor: false,
-            },
+            seal: UNENCRYPTED,
             incarnation: 0,
             system_identifier: Some(SYSTEM),
             on_invalid: OnInvalid::StoreAndReport,

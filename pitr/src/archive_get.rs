@@ -534,7 +534,7 @@ fn stored_segments(objects: &TimelineObjects) -> impl Iterator<Item = &SegmentNa
 mod tests {
     use super::*;
     use repository::key::ClusterId;
-    use repository::sealed::{BufferPool, Compression, Facts, OpenPolicy, SealPolicy, Sealer};
+    use repository::sealed::OpenPolicy;
     use repository::{PutOutcome, Repositories, Repository, Store};
 
     fn descends(paths: &[&str], histories: &[(u32, &str)], name: &str) -> Option<String> {
@@ -656,23 +656,14 @@ mod tests {
         };
         let name: SegmentName = "000000010000000000000002".parse().unwrap();
         let start = name.start(size).unwrap();
-        let policy = SealPolicy {
-            recipients: None,
-            compression: Compression::Lz4,
-            minimal_descriptor: false,
-        };
-        let facts = Facts {
-            key: ObjectKey::Segment { cluster, name },
-            pg_version: 18,
-            wal: Some(WalDescriptor {
-                start_lsn: start,
-                end_lsn: size.end(size.segment(start)),
-                ..WalDescriptor::default()
-            }),
+        let wal = WalDescriptor {
+            start_lsn: start,
+            end_lsn: size.end(size.segment(start)),
+            ..WalDescriptor::default()
         };
         let whole = vec![0; size.bytes() as usize];
-        let sealed = Sealer::new(policy, BufferPool::new(0)).seal(facts, &whole);
-        let sealed = sealed.unwrap();
+        let key = ObjectKey::Segment { cluster, name };
+        let sealed = repository::testing::sealed(key, Some(wal), &whole);
         let name = name.to_string();
         let comes = async {
             tokio::time::sleep(SECOND_LOOK / 2).await;

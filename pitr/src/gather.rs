@@ -494,42 +494,21 @@ fn listed(error: repository::Error, object: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use repository::Store;
-    use repository::cluster::ClusterDocument;
     use repository::key::ObjectKey;
-    use repository::sealed::{BufferPool, Compression, Facts, SealPolicy, Sealer};
+    use repository::{Store, testing};
 
     /// The path of timeline 3, of a repository that holds nothing but these histories of timelines 2 and 3.
     async fn path(second: &str, third: &str) -> Result<WalPath> {
         let cluster = ClusterId::new(7412);
         let repository = Repository::new("memory", Store::in_memory());
-        let document = ClusterDocument {
-            format: 1,
-            requires: Vec::new(),
-            system_identifier: 7412,
-            incarnation: 0,
-            parent: None,
-            pg_version: 18,
-            block_size: 8192,
-            wal_segment_size: 1 << 20,
-            created: jiff::Timestamp::UNIX_EPOCH,
-        };
         let key = ObjectKey::Cluster(cluster);
+        let document = testing::cluster_document(7412);
         repository.put_json(&key, &document).await.unwrap();
         for (number, text) in [(2, second), (3, third)] {
             let timeline = TimelineId::new(number).unwrap();
-            let policy = SealPolicy {
-                recipients: None,
-                compression: Compression::Lz4,
-                minimal_descriptor: false,
-            };
-            let facts = Facts {
-                key: ObjectKey::History { cluster, timeline },
-                pg_version: 18,
-                wal: None,
-            };
-            let sealed = Sealer::new(policy, BufferPool::new(0)).seal(facts, text.as_bytes());
-            repository.put(&sealed.unwrap()).await.unwrap();
+            let key = ObjectKey::History { cluster, timeline };
+            let sealed = testing::sealed(key, None, text.as_bytes());
+            repository.put(&sealed).await.unwrap();
         }
         let policy = OpenPolicy::default();
         let gathered = PlanMaterial::gather(&repository, &policy, cluster, None).await?;

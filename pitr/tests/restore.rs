@@ -13,7 +13,8 @@ use pitr::stop::minimums_of;
 use pitr::tar_slice::{SliceContent, read_part};
 use repository::backup::{BackupDescriptor, ContinuedMember, PART_BYTES, PartDescriptor};
 use repository::key::{Archive, BackupLabel, BackupObject, ClusterId, ObjectKey};
-use repository::sealed::{BufferPool, Compression, Facts, OpenPolicy, SealPolicy, Sealer};
+use repository::sealed::{BufferPool, Facts, OpenPolicy, Sealer};
+use repository::testing::UNENCRYPTED;
 use repository::{ErrorClass, Repository, Store, StoreOptions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -266,12 +267,7 @@ async fn stored() -> Option<Stored> {
     let repository = Repository::new("test", store);
     let cluster = ClusterId::new(identifier.parse().unwrap());
     let label: BackupLabel = "20260123T142811Z-full-3fa9".parse().unwrap();
-    let policy = SealPolicy {
-        recipients: None,
-        compression: Compression::Lz4,
-        minimal_descriptor: false,
-    };
-    let mut sealer = Sealer::new(policy, BufferPool::new(2));
+    let mut sealer = Sealer::new(UNENCRYPTED, BufferPool::new(2));
     let manifest = std::fs::read(folder("tar/backup_manifest")).unwrap();
     let facts = Manifest::parse(&manifest).unwrap();
     let mut objects = vec![(BackupObject::Manifest, manifest.clone())];

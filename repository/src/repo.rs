@@ -425,8 +425,8 @@ fn absent<T>(result: Result<T>) -> Result<Option<T>> {
 mod tests {
     use super::*;
     use crate::ErrorClass;
-    use crate::sealed::{BufferPool, Compression, Facts, SealPolicy, Sealer};
     use crate::store::StoreOptions;
+    use crate::testing;
     use wal_format::TimelineId;
 
     #[tokio::test]
@@ -439,20 +439,8 @@ mod tests {
             cluster: "7412".parse().unwrap(),
             timeline: TimelineId::new(2).unwrap(),
         };
-        let policy = SealPolicy {
-            recipients: None,
-            compression: Compression::Lz4,
-            minimal_descriptor: false,
-        };
-        let facts = Facts {
-            key: key.clone(),
-            pg_version: 18,
-            wal: None,
-        };
-        let mut sealer = Sealer::new(policy, BufferPool::new(1));
-        let sealed = sealer
-            .seal(facts, b"1\t0/3000000\tno recovery target\n")
-            .unwrap();
+        let history = b"1\t0/3000000\tno recovery target\n";
+        let sealed = testing::sealed(key.clone(), None, history);
         assert_eq!(repository.put(&sealed).await.unwrap(), Stored::New);
         assert_eq!(repository.put(&sealed).await.unwrap(), Stored::Already);
 

@@ -10,7 +10,45 @@ pub use faulty::{FaultPlan, Outage, RequestCount};
 
 use std::sync::Arc;
 
+use crate::cluster::ClusterDocument;
+use crate::descriptor::WalDescriptor;
+use crate::key::ObjectKey;
+use crate::sealed::{BufferPool, Compression, Facts, SealPolicy, Sealed, Sealer};
 use crate::store::{Deadlines, Store};
+
+/// How tests seal what need not be secret: not encrypted, LZ4, full descriptors.
+pub const UNENCRYPTED: SealPolicy = SealPolicy {
+    recipients: None,
+    compression: Compression::Lz4,
+    minimal_descriptor: false,
+};
+
+/// A sealed object of PostgreSQL 18, not encrypted.
+pub fn sealed(key: ObjectKey, wal: Option<WalDescriptor>, plain: &[u8]) -> Sealed {
+    let facts = Facts {
+        key,
+        pg_version: 18,
+        wal,
+    };
+    Sealer::new(UNENCRYPTED, BufferPool::new(0))
+        .seal(facts, plain)
+        .expect("seal an object")
+}
+
+/// `cluster.json` of a cluster of PostgreSQL 18 with segments of 1 MiB.
+pub fn cluster_document(system_identifier: u64) -> ClusterDocument {
+    ClusterDocument {
+        format: 1,
+        requires: Vec::new(),
+        system_identifier,
+        incarnation: 0,
+        parent: None,
+        pg_version: 18,
+        block_size: 8192,
+        wal_segment_size: 1 << 20,
+        created: jiff::Timestamp::UNIX_EPOCH,
+    }
+}
 
 impl Store {
     /// An empty store in memory, shared by its clones.

@@ -16,6 +16,7 @@ use repository::sealed::{
     BufferPool, Compression, Facts, MAX_HEADER_BYTES, OpenPolicy, SealPolicy, Sealed, Sealer,
     read_descriptor,
 };
+use repository::testing::UNENCRYPTED;
 use repository::{Error, ErrorClass};
 use wal_format::Lsn;
 
@@ -93,7 +94,7 @@ fn seal_as(recipients: Option<Recipients>, compression: Compression, plain: &[u8
     let policy = SealPolicy {
         recipients,
         compression,
-        minimal_descriptor: false,
+        ..UNENCRYPTED
     };
     let wal = WalDescriptor {
         start_lsn: Lsn::new(1 << 24),

@@ -2,7 +2,6 @@
 //! said of neither. With a store that dies at a chosen byte, objects damaged and taken away, and PostgreSQL as the judge.
 
 mod chains;
-pub(crate) mod door;
 mod hook;
 mod restores;
 pub(crate) mod world;

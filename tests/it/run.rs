@@ -2,7 +2,6 @@
 //! repository, byte for byte, whenever anybody looks; a server that shuts down never hangs on it; it may be killed at any
 //! moment; timelines are followed; a server that is not the one it was is refused; a gap is never silent.
 
-mod gate;
 mod killed;
 mod refused;
 mod shutdown;

@@ -2,18 +2,17 @@
 //! byte, and either one alone restores everything.
 
 mod backups;
-mod door;
 mod outages;
 mod refusals;
 mod three;
 
+use crate::support::door::Door;
 use crate::support::object_store::Bucket;
 use crate::support::postgres::Server;
 use crate::support::process::Running;
 use crate::support::restored::Restorer;
 use crate::support::wait_until;
 use crate::support::walden::Walden;
-use door::Door;
 use repository::key::ObjectKey;
 use rustix::process::Signal;
 use std::collections::BTreeMap;

@@ -284,19 +284,14 @@ mod tests {
     use super::*;
     use repository::Store;
     use repository::mirror::Ack;
-    use repository::sealed::{Compression, SealPolicy};
+    use repository::testing::UNENCRYPTED;
 
     /// So many repositories.
     fn holders(count: usize) -> Holders {
-        let policy = SealPolicy {
-            recipients: None,
-            compression: Compression::Lz4,
-            minimal_descriptor: false,
-        };
         let repository =
             |number: usize| Repository::new(&format!("number {number}"), Store::in_memory());
         let repositories = (0..count).map(repository).collect();
-        Holders::new(Uploader::mirrored(repositories, Ack::All, policy, 1))
+        Holders::new(Uploader::mirrored(repositories, Ack::All, UNENCRYPTED, 1))
     }
 
     /// Each is done after so many seconds, or fails at once.

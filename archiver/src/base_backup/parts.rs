@@ -304,8 +304,7 @@ fn unusable(what: impl ToString, reason: String) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use repository::sealed::{Compression, SealPolicy};
-    use repository::testing::{FaultPlan, Outage};
+    use repository::testing::{FaultPlan, Outage, UNENCRYPTED};
     use repository::{ErrorClass, Repository, Store};
 
     const PATIENCE: Duration = Duration::from_secs(20);
@@ -320,12 +319,7 @@ mod tests {
     }
 
     fn uploads(store: Store) -> PartUploads {
-        let policy = SealPolicy {
-            recipients: None,
-            compression: Compression::Lz4,
-            minimal_descriptor: false,
-        };
-        let uploader = Uploader::new(Repository::new("test", store), policy, SEALED_PARTS);
+        let uploader = Uploader::new(Repository::new("test", store), UNENCRYPTED, SEALED_PARTS);
         PartUploads::new(Holders::new(uploader), place())
     }
 

@@ -385,7 +385,6 @@ fn apply(progress: &mut Progress, covers: Covers) {
 mod tests {
     use proptest::prelude::*;
     use repository::key::{ClusterId, ObjectKey};
-    use repository::sealed::{BufferPool, Facts, SealPolicy, Sealer};
     use wal_format::{SegmentName, TimelineId};
 
     use super::*;
@@ -397,22 +396,9 @@ mod tests {
     }
 
     fn sealed() -> Sealed {
-        let policy = SealPolicy {
-            recipients: None,
-            compression: repository::sealed::Compression::Lz4,
-            minimal_descriptor: false,
-        };
         let name = SegmentName::new(TimelineId::FIRST, SegmentNumber::new(1), size());
-        let facts = Facts {
-            key: ObjectKey::Segment {
-                cluster: ClusterId::new(7),
-                name,
-            },
-            pg_version: 18,
-            wal: None,
-        };
-        let mut sealer = Sealer::new(policy, BufferPool::new(1));
-        sealer.seal(facts, b"plain").unwrap()
+        let cluster = ClusterId::new(7);
+        repository::testing::sealed(ObjectKey::Segment { cluster, name }, None, b"plain")
     }
 
     struct Race {

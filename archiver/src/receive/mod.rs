@@ -55,8 +55,10 @@ pub use self::disk_guard::{Danger, DiskGuard, KeptWal};
 const FIRST_WAIT: Duration = Duration::from_millis(500);
 /// Longest wait before connecting again.
 const LONGEST_WAIT: Duration = Duration::from_secs(15);
-/// How long another connection may hold the slot: a server notices a dead client only after `wal_sender_timeout`.
+/// How long another connection may hold the slot at least: a server notices a dead client only after `wal_sender_timeout`.
 const SLOT_PATIENCE: Duration = Duration::from_secs(90);
+/// How much longer than the timeout that we ask the server for.
+const SLOT_MARGIN: Duration = Duration::from_secs(30);
 /// How long a base backup that was begun beside receiving may take to end when we stop.
 const BACKUP_GRACE: Duration = Duration::from_secs(1);
 /// How long repositories of which none has all that the others have may take to agree.
@@ -291,11 +293,9 @@ impl Receiver {
     /// Whether trying again cannot help.
     fn is_final(&mut self, error: &Error) -> bool {
         if error.server_kind() == Some(ServerErrorKind::SlotInUse) {
-            return self
-                .slot_busy_since
-                .get_or_insert_with(Instant::now)
-                .elapsed()
-                > SLOT_PATIENCE;
+            let patience = SLOT_PATIENCE.max(self.config.wal_receiver_timeout + SLOT_MARGIN);
+            let since = self.slot_busy_since.get_or_insert_with(Instant::now);
+            return since.elapsed() > patience;
         }
         match error.class() {
             ErrorClass::Conflict | ErrorClass::Corrupt | ErrorClass::Key => true,
@@ -306,7 +306,9 @@ impl Receiver {
 
     /// One connection: from the checks to its end.
     async fn session(&mut self, fillers: &Fillers) -> Result<SessionEnd> {
-        let candidates = self.hosts.candidates(&self.config.connection);
+        let mut candidates = self.hosts.candidates(&self.config.connection);
+        // A server that would wait for a dead connection for ever would keep the slot from us, and with it its WAL.
+        candidates.wal_sender_timeout = Some(self.config.wal_receiver_timeout);
         let mut connection = Connection::connect(&candidates, Mode::PhysicalReplication).await?;
         connection.deadlines_mut().silence = self.config.wal_receiver_timeout;
         self.hosts.connected_to(connection.host());

@@ -237,7 +237,6 @@ impl Keeper {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use repository::sealed::{BufferPool, Facts, SealPolicy, Sealer};
     use repository::store::Store;
     use wal_format::SegmentNumber;
 
@@ -308,23 +307,13 @@ mod tests {
     async fn what_was_not_announced_or_is_stored_otherwise_is_asked_for() {
         let repository = Repository::new("memory", Store::in_memory());
         let cluster = ClusterId::new(7);
-        let policy = SealPolicy {
-            recipients: None,
-            compression: Default::default(),
-            minimal_descriptor: false,
-        };
         let mut sizes = BTreeMap::new();
         for number in 0..3 {
-            let facts = Facts {
-                key: ObjectKey::Segment {
-                    cluster,
-                    name: name(number),
-                },
-                pg_version: 18,
-                wal: Some(wal(number)),
+            let key = ObjectKey::Segment {
+                cluster,
+                name: name(number),
             };
-            let mut sealer = Sealer::new(policy.clone(), BufferPool::new(1));
-            let sealed = sealer.seal(facts, b"plain").unwrap();
+            let sealed = repository::testing::sealed(key, Some(wal(number)), b"plain");
             repository.put(&sealed).await.unwrap();
             sizes.insert(name(number), sealed.stored_size());
         }

@@ -13,10 +13,12 @@ use postgres_protocol::authentication::sasl::{
 };
 use postgres_protocol::message::backend::{AuthenticationSaslBody, Message};
 use postgres_protocol::message::frontend;
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::io;
 
 const DURING: &str = "log in";
+const WAL_SENDER_TIMEOUT: &str = "wal_sender_timeout";
 
 /// Names the server process in a cancel request.
 #[derive(Clone, Copy)]
@@ -50,7 +52,9 @@ pub(super) async fn log_in(
     transport: Transport<'_>,
 ) -> Result<Welcome> {
     send(framed, |out| {
-        frontend::startup_message(startup_parameters(info, mode), out)
+        let parameters = startup_parameters(info, mode);
+        let parameters = parameters.iter().map(|(name, value)| (*name, &**value));
+        frontend::startup_message(parameters, out)
     })
     .await?;
     Login {
@@ -65,19 +69,31 @@ pub(super) async fn log_in(
     welcome(framed).await
 }
 
-fn startup_parameters(info: &ConnectionInfo, mode: Mode) -> Vec<(&str, &str)> {
+fn startup_parameters(info: &ConnectionInfo, mode: Mode) -> Vec<(&'static str, Cow<'_, str>)> {
     let mut parameters = vec![
-        ("user", info.user.as_str()),
-        ("client_encoding", "UTF8"),
-        ("application_name", info.application_name.as_str()),
+        ("user", info.user.as_str().into()),
+        ("client_encoding", "UTF8".into()),
+        ("application_name", info.application_name.as_str().into()),
     ];
     match (mode, &info.database) {
-        (Mode::PhysicalReplication, _) => parameters.push(("replication", "true")),
-        (Mode::Sql, Some(database)) => parameters.push(("database", database)),
+        (Mode::PhysicalReplication, _) => parameters.push(("replication", "true".into())),
+        (Mode::Sql, Some(database)) => parameters.push(("database", database.into())),
         (Mode::Sql, None) => {}
     }
     if let Some(options) = &info.options {
-        parameters.push(("options", options));
+        parameters.push(("options", options.into()));
+    }
+    // The server reads `options` first and would let this win.
+    let is_named = info
+        .options
+        .as_deref()
+        .unwrap_or_default()
+        .contains(WAL_SENDER_TIMEOUT);
+    if let (Mode::PhysicalReplication, Some(timeout), false) =
+        (mode, info.wal_sender_timeout, is_named)
+    {
+        let milliseconds = timeout.as_millis().min(i32::MAX.unsigned_abs().into());
+        parameters.push((WAL_SENDER_TIMEOUT, milliseconds.to_string().into()));
     }
     parameters
 }

@@ -209,6 +209,9 @@ pub struct ConnectionInfo {
     pub application_name: String,
     /// Command-line options for the server process.
     pub options: Option<String>,
+    /// Of a replication connection: how long the server may hear nothing from us before it ends the connection and lets the slot go, if that is
+    /// not left to the server's own setting. Sent as `wal_sender_timeout`, which a session may set for itself; `options` that name it win.
+    pub wal_sender_timeout: Option<Duration>,
     /// Which kind of server will do.
     pub target_session: TargetSession,
     /// TCP keepalive.
@@ -277,6 +280,7 @@ impl ConnectionInfo {
                 .unwrap_or(DEFAULT_APPLICATION_NAME)
                 .to_owned(),
             options: values.text("options").map(str::to_owned),
+            wal_sender_timeout: None,
             target_session: values.target_session()?,
             keepalive: values.keepalive()?,
         })

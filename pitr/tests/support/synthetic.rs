@@ -7,8 +7,9 @@ use repository::cluster::ClusterDocument;
 use repository::descriptor::WalDescriptor;
 use repository::index::{RollUp, RolledUp};
 use repository::key::{BackupLabel, BackupObject, ClusterId, ObjectKey};
-use repository::sealed::{BufferPool, Facts, SealPolicy, Sealer};
+use repository::sealed::{BufferPool, Facts, Sealer};
 use repository::store::Store;
+use repository::testing::UNENCRYPTED;
 use std::collections::BTreeMap;
 use wal_format::{Lsn, SegmentName, SegmentNumber, SegmentSize, TimelineId};
 
@@ -80,14 +81,9 @@ pub(crate) struct Archive {
 
 impl Archive {
     pub(crate) fn new(store: Store) -> Self {
-        let policy = SealPolicy {
-            recipients: None,
-            compression: Default::default(),
-            minimal_descriptor: false,
-        };
         Self {
             store,
-            sealer: Sealer::new(policy, BufferPool::new(1)),
+            sealer: Sealer::new(UNENCRYPTED, BufferPool::new(1)),
             sizes: BTreeMap::new(),
         }
     }

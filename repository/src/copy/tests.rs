@@ -7,8 +7,7 @@ use crate::backup::{BackupClaim, PartDescriptor};
 use crate::cluster::ClusterDocument;
 use crate::descriptor::WalDescriptor;
 use crate::key::Archive;
-use crate::sealed::{BufferPool, Compression, Facts, SealPolicy, Sealer};
-use crate::testing::{FaultPlan, Outage};
+use crate::testing::{self, FaultPlan, Outage};
 use crate::{Deadlines, Store};
 use std::time::Duration;
 use wal_format::Lsn;
@@ -30,36 +29,15 @@ fn of_backup(object: &str) -> String {
 }
 
 fn seal(path: &str, plain: &[u8]) -> Sealed {
-    let policy = SealPolicy {
-        recipients: None,
-        compression: Compression::Lz4,
-        minimal_descriptor: false,
+    let wal = WalDescriptor {
+        start_lsn: Lsn::new(0x100_0000),
+        ..WalDescriptor::default()
     };
-    let facts = Facts {
-        key: key(path),
-        pg_version: 18,
-        wal: Some(WalDescriptor {
-            start_lsn: Lsn::new(0x100_0000),
-            ..WalDescriptor::default()
-        }),
-    };
-    Sealer::new(policy, BufferPool::new(1))
-        .seal(facts, plain)
-        .unwrap()
+    testing::sealed(key(path), Some(wal), plain)
 }
 
 fn cluster() -> ClusterDocument {
-    ClusterDocument {
-        format: 1,
-        requires: Vec::new(),
-        system_identifier: 7412,
-        incarnation: 0,
-        parent: None,
-        pg_version: 18,
-        block_size: 8192,
-        wal_segment_size: 1 << 20,
-        created: jiff::Timestamp::UNIX_EPOCH,
-    }
+    testing::cluster_document(7412)
 }
 
 fn backup() -> BackupDescriptor {

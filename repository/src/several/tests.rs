@@ -3,8 +3,8 @@
 use super::read::found;
 use super::*;
 use crate::key::ClusterId;
-use crate::sealed::{BufferPool, Compression, Facts, OpenPolicy, SealPolicy, Sealer};
-use crate::testing::{FaultPlan, Outage};
+use crate::sealed::OpenPolicy;
+use crate::testing::{self, FaultPlan, Outage};
 use crate::{Deadlines, PutOutcome, Store};
 
 const SEGMENT: &str = "7412/wal/00000001/00000000/000000010000000000000001.wal";
@@ -49,19 +49,7 @@ fn world() -> World {
 
 impl World {
     async fn put(&self, index: usize, path: &str, damage: bool) {
-        let policy = SealPolicy {
-            recipients: None,
-            compression: Compression::Lz4,
-            minimal_descriptor: false,
-        };
-        let facts = Facts {
-            key: key(path),
-            pg_version: 18,
-            wal: None,
-        };
-        let sealed = Sealer::new(policy, BufferPool::new(1))
-            .seal(facts, b"WAL")
-            .unwrap();
+        let sealed = testing::sealed(key(path), None, b"WAL");
         let mut bytes = [&sealed.header[..], &sealed.payload[..]].concat();
         if damage {
             *bytes.last_mut().unwrap() ^= 1;

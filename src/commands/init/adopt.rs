@@ -334,7 +334,6 @@ mod tests {
     use super::*;
     use repository::Store;
     use repository::key::ObjectKey;
-    use repository::sealed::{BufferPool, Compression, Facts, SealPolicy, Sealer};
 
     const HISTORY: &[u8] = b"1\t0/3000500\tno recovery target specified\n";
 
@@ -344,18 +343,8 @@ mod tests {
         let repository = Repository::new("test", Store::in_memory());
         for (path, plain) in stored {
             let key: ObjectKey = format!("7412/wal/{path}").parse().unwrap();
-            let policy = SealPolicy {
-                recipients: None,
-                compression: Compression::Lz4,
-                minimal_descriptor: false,
-            };
-            let facts = Facts {
-                key,
-                pg_version: 18,
-                wal: None,
-            };
-            let sealed = Sealer::new(policy, BufferPool::new(0)).seal(facts, plain);
-            repository.put(&sealed.unwrap()).await.unwrap();
+            let sealed = repository::testing::sealed(key, None, plain);
+            repository.put(&sealed).await.unwrap();
         }
         let second = TimelineId::new(2).unwrap();
         let histories = Histories {

@@ -253,15 +253,9 @@ mod tests {
 
     fn document(incarnation: u32, parent: Option<&str>) -> ClusterDocument {
         ClusterDocument {
-            format: 1,
-            requires: Vec::new(),
-            system_identifier: 7,
             incarnation,
             parent: parent.map(str::to_owned),
-            pg_version: 18,
-            block_size: 8192,
-            wal_segment_size: 1 << 20,
-            created: jiff::Timestamp::UNIX_EPOCH,
+            ..repository::testing::cluster_document(7)
         }
     }
 

@@ -15,7 +15,8 @@ use repository::identity::{
     ExposeSecret, Identities, Recipients, SecretReference, generate_identity,
 };
 use repository::key::{ClusterId, ObjectKey};
-use repository::sealed::{BufferPool, Compression, Facts, OpenPolicy, SealPolicy, Sealer};
+use repository::sealed::{BufferPool, Facts, OpenPolicy, SealPolicy, Sealer};
+use repository::testing::UNENCRYPTED;
 use repository::wal::lineage;
 use repository::{Repository, Store, StoreOptions};
 use std::collections::BTreeMap;
@@ -123,8 +124,7 @@ impl Branched {
             cluster,
             seal: SealPolicy {
                 recipients: Some(recipients.expect("a recipient")),
-                compression: Compression::Lz4,
-                minimal_descriptor: false,
+                ..UNENCRYPTED
             },
             folder,
             origin,

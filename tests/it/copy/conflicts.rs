@@ -3,7 +3,7 @@
 use crate::fall_over::world::World;
 use crate::site::wait;
 use repository::key::ObjectKey;
-use repository::sealed::{BufferPool, Compression, Facts, SealPolicy, Sealer};
+use repository::testing::sealed;
 use repository::{Repository, Store, StoreOptions};
 use std::fs;
 
@@ -27,20 +27,10 @@ fn other_contents_and_damage_are_named_and_the_rest_goes_over() {
         .expect("UTF-8")
         .parse()
         .expect("a key");
-    let policy = SealPolicy {
-        recipients: None,
-        compression: Compression::Lz4,
-        minimal_descriptor: false,
-    };
     let store = Store::open(&source_url, StoreOptions::default()).expect("open the store");
     let described = wait(Repository::new("source", store).fetch_descriptor(&key));
-    let facts = Facts {
-        key,
-        pg_version: 18,
-        wal: described.expect("a descriptor").wal,
-    };
-    let foreign = Sealer::new(policy, BufferPool::new(0)).seal(facts, &[7; 1 << 20]);
-    let foreign = foreign.expect("seal");
+    let wal = described.expect("a descriptor").wal;
+    let foreign = sealed(key, wal, &[7; 1 << 20]);
     let foreign = [&foreign.header[..], &foreign.payload[..]].concat();
     fs::write(in_target(conflict), &foreign).expect("write an object");
     // In the source one byte is another one.

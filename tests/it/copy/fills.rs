@@ -1,7 +1,7 @@
 //! A copy is a repository like its source: restored from, verified, interrupted, continued.
 
-use crate::fall_over::door::Door;
 use crate::fall_over::world::{PREFIX, World};
+use crate::support::door::{Door, Way};
 use crate::support::object_store::Bucket;
 use crate::support::oracle::{assert_same_rows, rows};
 use crate::support::process::Output;
@@ -147,11 +147,11 @@ fn a_copy_that_is_killed_goes_on_where_it_was() {
     let mut seen = BTreeSet::new();
     // Killed three times, each with another part of it over.
     for share in [2, 4, 8] {
-        door.open();
-        door.hang_after(planning + whole.1 / share);
+        door.set(Way::Open);
+        door.set_after(planning + whole.1 / share, Way::Held);
         let copy = through.start(["copy", from.as_str(), url.as_str()]);
         wait_until("some of it is over", Duration::from_secs(60), || {
-            door.is_shut().then_some(())
+            (door.way() == Way::Held).then_some(())
         });
         copy.kill();
         let there = tree(&root);

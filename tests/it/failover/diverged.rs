@@ -139,9 +139,9 @@ fn a_rolled_back_server_goes_on_in_an_incarnation_of_its_own() {
     );
 }
 
-/// Two standbys that do not see each other are promoted: both go on as timeline 2.
-fn split(same_point: bool) {
-    let (mut primary, scene) = Scene::new(18);
+/// A primary that is gone (its folder holds the repository) and two standbys of it, promoted apart: both go on as timeline 2.
+fn parted(major: u32, same_point: bool) -> (Server, Scene, Server, Server) {
+    let (mut primary, scene) = Scene::new(major);
     let run = scene.run(&primary);
     let west = primary.standby();
     let east = primary.standby();
@@ -159,6 +159,11 @@ fn split(same_point: bool) {
     terminate(run);
     west.promote();
     east.promote();
+    (primary, scene, west, east)
+}
+
+fn split(same_point: bool) {
+    let (_primary, scene, west, east) = parted(18, same_point);
     let history = |server: &Server| {
         std::fs::read(server.wal_directory().join("00000002.history")).expect("a history")
     };
@@ -206,19 +211,7 @@ fn a_region_split_at_one_point_with_the_same_history() {
 /// Both sides wrote the same number of bytes, record for record, since they parted: only the times of their commits differ.
 #[test]
 fn a_region_split_at_one_point_with_records_at_the_same_positions() {
-    let (mut primary, scene) = Scene::new(17);
-    let run = scene.run(&primary);
-    let west = primary.standby();
-    let east = primary.standby();
-    scene.backup(&primary);
-    mark(&primary, "both");
-    wait_until_replayed(&west, &primary);
-    wait_until_replayed(&east, &primary);
-    wait_until_safe(&primary);
-    primary.stop(Stop::Immediate, DEADLINE);
-    terminate(run);
-    west.promote();
-    east.promote();
+    let (_primary, scene, west, east) = parted(17, true);
     let run = scene.run(&west);
     mark(&west, "west");
     wait_until_safe(&west);

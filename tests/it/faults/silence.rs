@@ -2,7 +2,7 @@
 //! anew, and nothing is lost.
 
 use super::{DEADLINE, Rig};
-use crate::run::{flushed, lsn, wait_until_flushed, write_wal};
+use crate::run::{flushed, lsn, terminate, wait_until_flushed, write_wal};
 use crate::support::fault_proxy::Fault;
 use crate::support::fault_proxy::server::Trap;
 use crate::support::oracle::Oracle;
@@ -31,8 +31,8 @@ fn a_stream_that_goes_silent_is_made_again_within_its_deadline() {
     );
     let text = text.replace("[archive]", &setting);
     fs::write(&file, text).expect("write the configuration");
-    rig.server
-        .psql("alter system set wal_sender_timeout = '3s'");
+    // By itself the server would never let go of the slot.
+    rig.server.psql("alter system set wal_sender_timeout = 0");
     rig.server.psql("select pg_reload_conf()");
     let mut run = rig.site.archive(&rig.server);
     let backup = ["backup", "--fast-checkpoint"];
@@ -71,10 +71,15 @@ fn a_stream_that_goes_silent_is_made_again_within_its_deadline() {
             "{fault:?} borne for {held:?}, all stored after {back:?}"
         ));
     }
-    // A server that has nothing to say for long is not taken for silent: it is asked. (With its own timeout it would ask us.)
+    // A server that has nothing to say for long is not taken for silent: it is asked. (It must not ask us: with the timeout that we set for
+    // it, it would; `options` win over that.)
     oracle.stop(clients);
-    rig.server.psql("alter system reset wal_sender_timeout");
-    rig.server.psql("select pg_reload_conf()");
+    wait_until_flushed(&rig.server);
+    terminate(run);
+    let text = fs::read_to_string(&file).expect("read the configuration");
+    let setting = "conninfo = \"options='-c wal_sender_timeout=0' ";
+    fs::write(&file, text.replace("conninfo = \"", setting)).expect("write the configuration");
+    let run = rig.site.archive(&rig.server);
     wait_until_flushed(&rig.server);
     let sender = || {
         rig.server

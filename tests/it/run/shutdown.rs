@@ -1,12 +1,12 @@
 //! `walden run` when a server shuts down, when it is told to stop itself, and when a commit waits for it: nothing hangs, and what
 //! was promised is stored.
 
-use super::gate::Gate;
 use super::{
     DEADLINE, FIRST, SHUTDOWN_DEADLINE, flushed, lsn, restart_lsn, sample_flush, seed, server,
     terminate, wait_until_flushed, wait_until_sent, write_wal,
 };
 use crate::site::{Keys, Place, Plan, Site};
+use crate::support::door::Door;
 use crate::support::object_store::Bucket;
 use crate::support::oracle::Oracle;
 use crate::support::postgres::{Server, Stop};
@@ -110,7 +110,7 @@ fn fast_shutdown_survives_a_folder_that_cannot_be_written() {
 fn a_bucket_that_stalls_delays_and_loses_nothing() {
     let server = server(18).start();
     let bucket = Bucket::new();
-    let gate = Gate::before(&bucket);
+    let gate = Door::before(&bucket);
     let place = Place::BucketBehind(&bucket, gate.endpoint());
     let site = Site::new(
         &server,
@@ -127,7 +127,7 @@ fn a_bucket_that_stalls_delays_and_loses_nothing() {
     terminate(run);
     let least = Duration::from_secs(2);
     shutdown_while_archiving(server, &site, least, || {
-        gate.shut_for(Duration::from_secs(3))
+        gate.hold_for(Duration::from_secs(3))
     });
 }
 

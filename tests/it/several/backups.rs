@@ -1,7 +1,7 @@
 //! Base backups with several repositories: each has one when `walden backup` ends, or is named; and what `list` and `status` say of each.
 
-use super::door::State;
 use super::{Pair, terminate};
+use crate::support::door::Way;
 use crate::support::walden::wait_until_stored;
 use serde_json::json;
 use std::time::{Duration, Instant};
@@ -23,7 +23,7 @@ fn a_backup_stands_in_each_repository_or_the_lack_of_it_is_told() {
     };
     assert!(is_far(&descriptor), "{:?}", pair.far_paths());
 
-    pair.far.set(State::Shut);
+    pair.far.set(Way::Shut);
     let alone = pair.walden.run(backup).expect_code(3).json();
     assert_eq!(alone["copies"][0]["repository"], "far", "{alone}");
     assert!(alone["copies"][0]["problem"].is_string(), "{alone}");
@@ -34,7 +34,7 @@ fn a_backup_stands_in_each_repository_or_the_lack_of_it_is_told() {
     assert!(!is_far(&descriptor));
     // Without `run` nobody fills it up.
     terminate(run);
-    pair.far.set(State::Open);
+    pair.far.set(Way::Open);
     let status = pair.walden.run(["status"]).expect_code(3);
     assert!(
         status
@@ -61,7 +61,7 @@ fn a_backup_stands_in_each_repository_or_the_lack_of_it_is_told() {
     pair.walden.run(near).expect_success();
 
     // One that hangs keeps nobody from the other.
-    pair.far.set(State::Held);
+    pair.far.set(Way::Held);
     let begun = Instant::now();
     let listed = pair.walden.run(["list", "--json"]).expect_code(3).json();
     assert!(begun.elapsed() < Duration::from_secs(60));
@@ -83,11 +83,11 @@ fn what_a_failover_left_in_one_repository_alone_is_told_with_its_name() {
     pair.write("lost_in_both", 1);
     wait_until_stored(&pair.server);
     pair.wait_until_same();
-    pair.far.set(State::Shut);
+    pair.far.set(Way::Shut);
     pair.write("lost", 1);
     wait_until_stored(&pair.server);
     terminate(run);
-    pair.far.set(State::Open);
+    pair.far.set(Way::Open);
 
     // Somebody goes live with a part of what the far one has.
     pair.restorer.url = pair.bucket.url("far");
@@ -107,7 +107,7 @@ fn what_a_failover_left_in_one_repository_alone_is_told_with_its_name() {
     let text = status(&[]);
     assert!(text.stdout.contains("not all of it, in far"), "{text}");
     // The far one is not the reason to say nothing.
-    pair.far.set(State::Shut);
+    pair.far.set(Way::Shut);
     let told = status(&["--json"]).json();
     assert_eq!(told["left_behind"][0]["repositories"], json!(["near"]));
 }

@@ -1,7 +1,7 @@
 //! One of two repositories is down: before the start, in the middle, by hanging, by refusing; under `any` and under `all`.
 
-use super::door::State;
 use super::{DEADLINE, Pair, terminate};
+use crate::support::door::Way;
 use crate::support::process::{Running, note, peak_memory};
 use crate::support::wait_until;
 use crate::support::walden::wait_until_stored;
@@ -27,7 +27,7 @@ fn under_any_a_store_that_hangs_slows_nobody_and_is_filled_up() {
         .run(["backup", "--fast-checkpoint"])
         .expect_success();
     wait_until_stored(&pair.server);
-    pair.far.set(State::Held);
+    pair.far.set(Way::Held);
     let begun = Instant::now();
     pair.write("hung", 160);
     wait_until_stored(&pair.server);
@@ -44,7 +44,7 @@ fn under_any_a_store_that_hangs_slows_nobody_and_is_filled_up() {
         far + 5 < near,
         "the far one was not behind: {far} of {near}"
     );
-    pair.far.set(State::Open);
+    pair.far.set(Way::Open);
     pair.wait_until_same();
     takes_part_again(&run);
     pair.write("hung", 1);
@@ -63,7 +63,7 @@ fn under_all_the_server_keeps_what_one_lacks() {
         .run(["backup", "--fast-checkpoint"])
         .expect_success();
     wait_until_stored(&pair.server);
-    pair.far.set(State::Shut);
+    pair.far.set(Way::Shut);
     let before = pair.flushed();
     pair.write("kept", 12);
     std::thread::sleep(Duration::from_secs(2));
@@ -103,7 +103,7 @@ fn under_all_the_server_keeps_what_one_lacks() {
     run.kill();
     let run = pair.walden.start(["run"]);
     std::thread::sleep(Duration::from_secs(1));
-    pair.far.set(State::Open);
+    pair.far.set(Way::Open);
     wait_until_stored(&pair.server);
     pair.wait_until_same();
     terminate(run);
@@ -114,7 +114,7 @@ fn under_all_the_server_keeps_what_one_lacks() {
 fn one_that_is_down_at_the_start_is_filled_when_it_comes() {
     for ack in ["'any'", "{ quorum = 1 }", "'all'"] {
         let pair = Pair::new(ack, 1);
-        pair.far.set(State::Shut);
+        pair.far.set(Way::Shut);
         let run = pair.archive();
         pair.write("started", 6);
         wait_until("the near one has it", DEADLINE, || {
@@ -124,7 +124,7 @@ fn one_that_is_down_at_the_start_is_filled_when_it_comes() {
             wait_until_stored(&pair.server);
         }
         assert!(!pair.far_paths().iter().any(|path| path.ends_with(".wal")));
-        pair.far.set(State::Open);
+        pair.far.set(Way::Open);
         wait_until_stored(&pair.server);
         takes_part_again(&run);
         pair.wait_until_same();

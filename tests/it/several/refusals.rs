@@ -7,7 +7,7 @@ use crate::support::small_disk::SmallDisk;
 use crate::support::wait_until;
 use crate::support::walden::{Walden, wait_until_stored};
 use repository::key::{ClusterId, ObjectKey};
-use repository::sealed::{BufferPool, Compression, Facts, SealPolicy, Sealer};
+use repository::testing::sealed;
 use rustix::process::Signal;
 use serde_json::Value;
 use std::fs;
@@ -155,18 +155,8 @@ fn foreign_segment(pair: &Pair, name: &str) -> (String, Vec<u8>) {
         .psql("select system_identifier from pg_control_system()");
     let cluster: ClusterId = cluster.parse().expect("a system identifier");
     let name: SegmentName = name.parse().expect("a segment name");
-    let policy = SealPolicy {
-        recipients: None,
-        compression: Compression::Lz4,
-        minimal_descriptor: false,
-    };
-    let facts = Facts {
-        key: ObjectKey::Segment { cluster, name },
-        pg_version: 18,
-        wal: None,
-    };
-    let mut sealer = Sealer::new(policy, BufferPool::new(1));
-    let sealed = sealer.seal(facts, b"of another server").expect("seal");
+    let key = ObjectKey::Segment { cluster, name };
+    let sealed = sealed(key, None, b"of another server");
     let bytes = [sealed.header.as_ref(), sealed.payload.as_ref()].concat();
     (sealed.key.to_string(), bytes)
 }

@@ -1,6 +1,7 @@
 //! What integration tests stand on: servers, an object store, the `walden` program and a workload whose outcome is
 //! known outside the database. Nothing here uses Walden's own code, so that it can judge it.
 
+pub(crate) mod door;
 pub(crate) mod fault_proxy;
 pub(crate) mod object_store;
 pub(crate) mod oracle;

@@ -185,6 +185,11 @@ impl Bucket {
         &self.name
     }
 
+    /// Host and port of the store, which speaks HTTP there.
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.client.address
+    }
+
     /// URL of a repository at `prefix` of this bucket.
     pub(crate) fn url(&self, prefix: &str) -> String {
         format!("s3://{}/{prefix}", self.name)

@@ -10,7 +10,8 @@ use crate::support::walden::Walden;
 use repository::descriptor::{Descriptor, WalDescriptor};
 use repository::identity::{Identities, Recipients, SecretReference};
 use repository::key::ObjectKey;
-use repository::sealed::{BufferPool, Compression, Facts, OpenPolicy, SealPolicy, Sealer};
+use repository::sealed::{BufferPool, Facts, OpenPolicy, SealPolicy, Sealer};
+use repository::testing::UNENCRYPTED;
 use rustix::process::Signal;
 use serde_json::Value;
 use std::fs;
@@ -126,8 +127,7 @@ impl Archive {
         }
         let seal = SealPolicy {
             recipients: recipient.map(|recipient| Recipients::parse(&[recipient]).unwrap()),
-            compression: Compression::Lz4,
-            minimal_descriptor: false,
+            ..UNENCRYPTED
         };
         Self {
             clone: other_way,

@@ -6,7 +6,7 @@ use super::{Fault, Rule, Rules, Victim, close_sending, hold, listing, pause, res
 use crate::support::object_store::Bucket;
 use std::collections::BTreeMap;
 use std::io::{BufReader, Read, Result, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -36,7 +36,7 @@ pub(crate) struct StoreProxy {
 
 #[derive(Debug)]
 struct Shared {
-    store: String,
+    store: SocketAddr,
     rules: Mutex<Rules>,
     books: Mutex<Books>,
     victim: Victim,
@@ -58,12 +58,7 @@ struct Books {
 
 impl StoreProxy {
     pub(crate) fn before(bucket: &Bucket, seed: u64) -> Self {
-        let environment = bucket.environment();
-        let endpoint = environment
-            .iter()
-            .find(|(name, _)| name == "AWS_ENDPOINT_URL");
-        let endpoint = endpoint.and_then(|(_, url)| url.strip_prefix("http://"));
-        let store = endpoint.expect("a store over HTTP").to_owned();
+        let store = bucket.address();
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("listen");
         let port = listener.local_addr().expect("an address").port();
         let shared = Arc::new(Shared {
@@ -395,7 +390,7 @@ impl Exchange<'_> {
     }
 
     fn connect(&self) -> Result<TcpStream> {
-        let store = TcpStream::connect(&self.shared.store)?;
+        let store = TcpStream::connect(self.shared.store)?;
         store.set_nodelay(true)?;
         store.set_read_timeout(Some(STORE_DEADLINE))?;
         store.set_write_timeout(Some(STORE_DEADLINE))?;
