@@ -85,6 +85,10 @@ pub(crate) struct StoredState {
     pub(crate) reachable: Option<(Moment, Moment)>,
     /// Newest backup and when it ended.
     pub(crate) last_backup: Option<(String, Timestamp)>,
+    /// Each backup; and why nothing can be recovered from it, if nothing can.
+    pub(crate) backups: BTreeMap<String, Option<String>>,
+    /// Timelines, and whether the history file of one is missing.
+    pub(crate) lacks_history: BTreeMap<TimelineId, bool>,
     /// WAL behind the newest backup that was stored although it is not valid: segment, and from where on.
     pub(crate) invalid: Vec<(SegmentName, Lsn)>,
     /// Sealed segments and their stored size in bytes.
@@ -209,6 +213,16 @@ pub(crate) async fn ask_repository(
         gaps: gaps_of(windows),
         reachable: oldest.zip(newest),
         last_backup: last_backup.map(|backup| (backup.label.clone(), backup.stopped)),
+        backups: windows
+            .backups
+            .iter()
+            .map(|one| (one.backup.label.to_string(), one.unusable.clone()))
+            .collect(),
+        lacks_history: windows
+            .timelines
+            .iter()
+            .map(|one| (one.timeline, one.lacks_history))
+            .collect(),
         invalid,
         segments: catalog
             .timelines
@@ -226,7 +240,8 @@ impl StoredState {
     }
 }
 
-/// The newest segments, back to the one that holds `from`, that say that WAL in them is not valid.
+/// The newest segments, back to the one that holds `from`, that say that WAL in them is not valid. Of an older timeline only what lies before the
+/// first segment of a newer one: its end may be of a server that was left behind.
 async fn find_invalid(
     repository: &Repository,
     cluster: ClusterId,
@@ -234,13 +249,25 @@ async fn find_invalid(
     catalog: &Catalog,
     from: Lsn,
 ) -> repository::Result<Vec<(SegmentName, Lsn)>> {
-    let newest = catalog.timelines.values().next_back();
-    let names = newest
-        .into_iter()
-        .flat_map(|objects| objects.segments.keys().rev());
     let first = size.segment(from);
-    let names = names.take_while(|name| name.number(size).is_some_and(|number| number >= first));
-    let asked: Vec<SegmentName> = names.take(MAX_DESCRIPTORS).copied().collect();
+    let mut asked: Vec<SegmentName> = Vec::new();
+    let mut behind = None;
+    for objects in catalog.timelines.values().rev() {
+        let names = objects.segments.keys().rev();
+        let names = names.filter_map(|name| Some((*name, name.number(size)?)));
+        let names = names.filter(|(_, number)| behind.is_none_or(|behind| *number < behind));
+        let names = names.take_while(|(_, number)| *number >= first);
+        asked.extend(
+            names
+                .map(|(name, _)| name)
+                .take(MAX_DESCRIPTORS - asked.len()),
+        );
+        let begins = objects.segments.keys().find_map(|name| name.number(size));
+        behind = match (behind, begins) {
+            (Some(behind), Some(begins)) => Some(behind.min(begins)),
+            (behind, begins) => behind.or(begins),
+        };
+    }
     let mut described = futures_util::stream::iter(asked.into_iter().map(|name| async move {
         let key = ObjectKey::Segment { cluster, name };
         let described = repository.fetch_descriptor(&key).await;
@@ -366,6 +393,67 @@ pub(crate) fn judge(
     problems
 }
 
+/// Backups from which nothing can be recovered, and history files that are missing, in the repositories of these names: in all that should have
+/// it, or in some.
+pub(crate) fn judge_unusable(stored: &[(&str, &StoredState)]) -> Vec<Problem> {
+    let newest = stored
+        .iter()
+        .filter_map(|(_, one)| one.last_backup.as_ref());
+    let newest = newest.max_by_key(|(_, stopped)| *stopped);
+    let (mut backups, mut histories) = (BTreeMap::new(), BTreeMap::new());
+    for (name, one) in stored {
+        for (label, why) in &one.backups {
+            let all: &mut Vec<_> = backups.entry(label).or_default();
+            all.push((*name, why.clone()));
+        }
+        for (timeline, lacks) in &one.lacks_history {
+            let why = lacks.then(|| "it is not stored".to_owned());
+            let all: &mut Vec<_> = histories.entry(*timeline).or_default();
+            all.push((*name, why));
+        }
+    }
+    let backups = backups.into_iter().flat_map(|(label, all)| {
+        let code = match newest.is_some_and(|(newest, _)| newest == label) {
+            true => ExitCode::Integrity,
+            false => ExitCode::Warnings,
+        };
+        let what = format!("nothing can be recovered from backup {label}");
+        lacking("backup", &what, code, all)
+    });
+    let histories = histories.into_iter().flat_map(|(timeline, all)| {
+        let what = format!("the history file of timeline {timeline} is missing, without which its WAL leads nowhere");
+        lacking("wal", &what, ExitCode::Integrity, all)
+    });
+    backups.chain(histories).collect()
+}
+
+/// The problem that all have, or a warning for each that has it where others do not.
+fn lacking(
+    side: &'static str,
+    what: &str,
+    code: ExitCode,
+    all: Vec<(&str, Option<String>)>,
+) -> Vec<Problem> {
+    let bad = || {
+        all.iter()
+            .filter_map(|(name, why)| Some((name, why.as_ref()?)))
+    };
+    match bad().next() {
+        Some((_, why)) if bad().count() == all.len() => vec![Problem {
+            side,
+            what: format!("{what}: {why}"),
+            code,
+        }],
+        _ => bad()
+            .map(|(name, why)| Problem {
+                side,
+                what: format!("repository {name}: {what}: {why}"),
+                code: ExitCode::Warnings,
+            })
+            .collect(),
+    }
+}
+
 fn judge_archiver(
     server: &ServerState,
     slot: &str,
@@ -468,6 +556,8 @@ mod tests {
             gaps: Vec::new(),
             reachable: None,
             last_backup: Some(("x".into(), Timestamp::UNIX_EPOCH)),
+            backups: BTreeMap::from([("x".into(), None)]),
+            lacks_history: BTreeMap::from([(TimelineId::FIRST, false)]),
             invalid: Vec::new(),
             segments: BTreeMap::new(),
         }
@@ -508,6 +598,46 @@ mod tests {
         let mut other = server(5 << 20);
         other.identity.system_identifier = 8;
         assert_eq!(sides(Ok(&other), Ok(&full)), [("server", 5)]);
+    }
+
+    #[test]
+    fn what_nothing_can_be_recovered_from_is_told() {
+        let sides = |all: &[(&str, &StoredState)]| {
+            let problems = judge_unusable(all);
+            let told = |one: &Problem| (one.side, one.code.status(), one.what.contains("far"));
+            problems.iter().map(told).collect::<Vec<_>>()
+        };
+        let well = stored(5 << 20);
+        let mut bad = well.clone();
+        bad.backups.insert("x".into(), Some("it has no WAL".into()));
+        assert_eq!(sides(&[("near", &well)]), []);
+        assert_eq!(sides(&[("far", &bad)]), [("backup", 5, false)]);
+        assert_eq!(
+            sides(&[("near", &well), ("far", &bad)]),
+            [("backup", 3, true)]
+        );
+        assert_eq!(
+            sides(&[("near", &bad), ("far", &bad)]),
+            [("backup", 5, false)]
+        );
+        // An older one than the newest.
+        let mut older = well.clone();
+        older
+            .backups
+            .insert("a".into(), Some("it has no WAL".into()));
+        assert_eq!(sides(&[("near", &older)]), [("backup", 3, false)]);
+        assert_eq!(
+            sides(&[("near", &well), ("far", &older)]),
+            [("backup", 3, false)]
+        );
+        let mut without = well.clone();
+        without
+            .lacks_history
+            .insert(TimelineId::new(2).unwrap(), true);
+        assert_eq!(
+            sides(&[("near", &well), ("far", &without)]),
+            [("wal", 5, false)]
+        );
     }
 
     #[test]

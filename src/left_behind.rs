@@ -161,6 +161,10 @@ impl LeftBehind {
                     last.xid, last.lsn
                 ));
             }
+            (Some(_), None) if self.at_least => text.push_str(&format!(
+                " up to {}: no commit in the part that was read",
+                self.to_lsn
+            )),
             (Some(_), None) => text.push_str(&format!(" up to {}: no commit", self.to_lsn)),
             (None, _) => text.push_str(&format!(" up to {}: commits not counted", self.to_lsn)),
         }

@@ -1,14 +1,18 @@
 //! Carries a restore out: lays the backup out, writes settings and the hook's configuration, starts the server and watches it reach
 //! the target. Owns the order of these steps and what is said meanwhile; the steps are the `pitr` crate's.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
 use pitr::listen_address::port_in_use;
 use pitr::plan::RecoveryPlan;
-use pitr::postgres::{RecoveryEnd, RecoveryLimits, ServerCommand, find_server_binaries};
-use pitr::recovery_conf::{Action, RecoveryFacts, plan_recovery_setup};
+use pitr::postgres::{
+    Recovery, RecoveryEnd, RecoveryGoal, RecoveryLimits, ServerCommand, StopMode,
+    find_server_binaries,
+};
+use pitr::recovery_conf::{Action, RecoveryFacts, WalMinimums, plan_raise, plan_recovery_setup};
 use pitr::restore::{LaidOut, OWN_FOLDER, RestoreJob, lay_out};
 use pitr::scope::SCOPE_FILE;
 use pitr::settle::Settled;
@@ -32,6 +36,9 @@ const LIMITS: RecoveryLimits = RecoveryLimits {
     stall: Duration::from_secs(30 * 60),
     total: Duration::from_secs(7 * 24 * 3600),
 };
+
+/// How long a server that is to be started anew may take to stop.
+const STOP_LIMIT: Duration = Duration::from_secs(300);
 
 /// What to do.
 pub(crate) struct RestoreRequest<'a> {
@@ -60,7 +67,14 @@ pub(crate) struct RestoreRequest<'a> {
 /// How long each phase took.
 struct Phases {
     lay_out: Duration,
-    recovery: Option<RecoveryEnd>,
+    recovery: Option<Replayed>,
+}
+
+/// A recovery that came to its goal.
+struct Replayed {
+    end: RecoveryEnd,
+    /// Settings that it needed to be larger on its way, and what they are now.
+    raised: BTreeMap<&'static str, u32>,
 }
 
 /// Restores. Everything that can be refused is refused before anything is written.
@@ -93,13 +107,13 @@ pub(crate) async fn run(request: RestoreRequest<'_>, globals: &Globals) -> Resul
         )
     })?;
     progress.finish();
-    let notes = finish(&request, &laid, major)?;
+    let (notes, minimums) = finish(&request, &laid, major)?;
     for note in &notes {
         globals.screen.say(&format!("note: {note}"));
     }
     let lay_out = begun.elapsed();
     let recovery = match server {
-        Some(server) => Some(recover(&request, &server, globals).await?),
+        Some(server) => Some(recover(&request, &server, minimums, globals).await?),
         None => None,
     };
     print(&request, &laid, &Phases { lay_out, recovery }, globals)
@@ -130,10 +144,15 @@ pub(crate) fn check_port(request: &RestoreRequest<'_>) -> Result<()> {
     }
 }
 
-/// Writes the settings, the hook's configuration and the plan; `pg_control` last.
-fn finish(request: &RestoreRequest<'_>, laid: &LaidOut, major: u32) -> Result<Vec<String>> {
+/// Writes the settings, the hook's configuration and the plan; `pg_control` last. Answers what was changed, and what replay is known to need.
+fn finish(
+    request: &RestoreRequest<'_>,
+    laid: &LaidOut,
+    major: u32,
+) -> Result<(Vec<String>, WalMinimums)> {
     let control = &laid.control_file;
     let backup = minimums_of(&control.parameters);
+    let minimums = request.plan.minimums.map_or(backup, |wal| wal.max(backup));
     let program = std::env::current_exe().context("find this program's own path")?;
     let own = request.job.data.path().join(OWN_FOLDER);
     let text = |path: &Path| {
@@ -152,7 +171,7 @@ fn finish(request: &RestoreRequest<'_>, laid: &LaidOut, major: u32) -> Result<Ve
         stop: request.plan.stop.record,
         timeline: request.plan.path.history.timeline(),
         action: request.action,
-        minimums: request.plan.minimums.map_or(backup, |wal| wal.max(backup)),
+        minimums,
         restored_from: &restored_from,
         program: &text(&program)?,
         hook_config: &hook_config,
@@ -182,7 +201,7 @@ fn finish(request: &RestoreRequest<'_>, laid: &LaidOut, major: u32) -> Result<Ve
         &setup,
         &[(HOOK_CONFIG, config.as_bytes()), (SCOPE_FILE, &scope)],
     )?;
-    Ok(setup.notes)
+    Ok((setup.notes, minimums))
 }
 
 /// The configuration with which the server's `archive-get` finds the repository: it runs in another folder, so files it names are
@@ -228,8 +247,9 @@ fn hook_configuration(config: &Config) -> Result<Config> {
 async fn recover(
     request: &RestoreRequest<'_>,
     server: &ServerCommand,
+    minimums: WalMinimums,
     globals: &Globals,
-) -> Result<RecoveryEnd> {
+) -> Result<Replayed> {
     let screen = &globals.screen;
     screen.say("starting the server: it replays WAL up to the target");
     let mut users = vec!["postgres".to_owned()];
@@ -240,15 +260,45 @@ async fn recover(
     );
     users.extend(std::env::var("USER").ok());
     users.dedup();
-    let mut running = server.start().context("start the restored server")?;
-    let (mut said, probe) = (Instant::now(), SqlProbe { users });
-    let end = running.watch_recovery(request.action, &probe, LIMITS, |lsn| {
-        if said.elapsed() >= Duration::from_secs(5) {
-            said = Instant::now();
-            screen.say(&format!("replayed up to {lsn}"));
+    let begun = Instant::now();
+    let (mut said, probe) = (begun, SqlProbe { users });
+    let mut goal = RecoveryGoal {
+        stop: request.plan.stop.record,
+        action: request.action,
+        minimums,
+    };
+    let mut raised = BTreeMap::new();
+    let replay = async move {
+        loop {
+            let mut running = server.start().context("start the restored server")?;
+            let end = running.watch_recovery(goal, &probe, LIMITS, |lsn| {
+                if said.elapsed() >= Duration::from_secs(5) {
+                    said = Instant::now();
+                    screen.say(&format!("replayed up to {lsn}"));
+                }
+            });
+            match end.await? {
+                Recovery::Done(mut end) => {
+                    end.until_stop = begun.elapsed();
+                    return anyhow::Ok(Replayed { end, raised });
+                }
+                // Each time they are larger, so this ends.
+                Recovery::TooSmall(minimums) => {
+                    running.stop(StopMode::Fast, STOP_LIMIT).await?;
+                    goal.minimums = minimums;
+                    let (file, settings) = plan_raise(minimums, &request.job.data)?;
+                    request.job.data.write(&file, request.job.owner)?;
+                    for (name, value) in settings {
+                        screen.say(&format!("note: {name} is set to {value}, with which the server that wrote the WAL was started after the backup"));
+                        raised.insert(name, value);
+                    }
+                    screen.say("starting the server again: it goes on replaying");
+                }
+            }
         }
-    });
-    end.await
+    };
+    replay
+        .await
         .with_context(|| format!("recover in {}", request.job.data.path().display()))
         .hint(format!(
             "the backup is laid out whole and the server's messages are in {}; with the cause removed go on with: {}\n      \
@@ -265,7 +315,7 @@ fn print(
     globals: &Globals,
 ) -> Result<()> {
     let data = request.job.data.path().display().to_string();
-    let end = phases.recovery.as_ref();
+    let end = phases.recovery.as_ref().map(|replayed| &replayed.end);
     let address = end.and_then(|end| end.address.as_ref());
     let folder = address.and_then(|address| address.socket_directory.as_deref());
     let folder = folder.map(|folder| folder.display().to_string());
@@ -282,6 +332,7 @@ fn print(
         "files": laid.files,
         "resumed": laid.resumed,
         "lay_out_seconds": phases.lay_out.as_secs_f64(),
+        "raised_settings": phases.recovery.as_ref().map(|replayed| &replayed.raised),
         "recovery_seconds": end.map(|end| end.until_stop.as_secs_f64()),
         "replayed_to": end.and_then(|end| end.replay_lsn).map(|lsn| lsn.to_string()),
         "action": request.action.as_str(),
@@ -306,6 +357,11 @@ fn print(
                 human_duration(end.until_stop)
             ));
         }
+        let raised = phases.recovery.iter().flat_map(|replayed| &replayed.raised);
+        lines.extend(
+            raised
+                .map(|(name, value)| format!("{name} was raised to {value}, which the WAL needs")),
+        );
         if let Some(time) = request.plan.newest_transaction {
             lines.push(format!(
                 "last transaction: {}",
@@ -345,9 +401,13 @@ fn next_steps(
             ),
         ],
         Action::Promote => vec![format!("the server is open for writing: {psql}")],
-        Action::Shutdown => vec![format!(
-            "the server stopped at the target; start it with: pg_ctl -D {data} start"
-        )],
+        Action::Shutdown => vec![
+            "the server stopped at the target, and would stop there at each start; to go live:"
+                .to_owned(),
+            format!(
+                "  echo \"recovery_target_action = 'promote'\" >> {data}/postgresql.auto.conf && pg_ctl -D {data} start"
+            ),
+        ],
     }
 }
 

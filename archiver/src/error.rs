@@ -221,6 +221,24 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// Another server than this was promoted to the timeline whose history is stored.
+    #[error(
+        "{timeline:08X}.history is already stored with different contents: another server was promoted to timeline {timeline}, and its WAL is what is stored"
+    )]
+    OtherHistory {
+        /// Which timeline.
+        timeline: u32,
+    },
+    /// A standby followed a promotion while it was backed up: what comes of that no path of WAL holds as one backup. Take another.
+    #[error(
+        "the server went on from timeline {start} to timeline {stop} while it was backed up: this backup could not be restored; take another one"
+    )]
+    TimelineChanged {
+        /// On which the backup began.
+        start: wal_format::TimelineId,
+        /// On which it ended.
+        stop: wal_format::TimelineId,
+    },
     /// Commits would wait for ever: for somebody who replays WAL, which an archiver does not.
     #[error(
         "commits of {whose} wait for this receiver to replay WAL (synchronous_commit = remote_apply), which it never does: they would hang"
@@ -278,6 +296,7 @@ impl Error {
             Error::Diverged { .. }
             | Error::WrongServer { .. }
             | Error::RestoredClone { .. }
+            | Error::OtherHistory { .. }
             | Error::TooFewRepositories { .. } => ErrorClass::Conflict,
             Error::Resume(crate::resume::ResumeConflict::StandbyBehind { .. }) => ErrorClass::Retry,
             Error::Resume(_) => ErrorClass::Conflict,
@@ -287,6 +306,7 @@ impl Error {
             | Error::UnusableBackup { .. } => ErrorClass::Corrupt,
             Error::Interrupted { .. }
             | Error::NotArchiving { .. }
+            | Error::TimelineChanged { .. }
             | Error::WalNotStored { .. }
             | Error::Unlisted { .. } => ErrorClass::Retry,
             Error::Repository(error) => error.class(),

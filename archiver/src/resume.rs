@@ -2,7 +2,7 @@
 //!
 //! Pure. Streaming always starts at the first byte of a segment, so that every segment is assembled and validated whole.
 
-use repository::catalog::GapRange;
+use repository::catalog::{Catalog, GapRange};
 use wal_format::{Lsn, SegmentSize, TimelineHistory, TimelineId};
 
 /// What the server says of itself.
@@ -73,6 +73,106 @@ pub enum ResumeConflict {
         /// The repository's latest.
         repository: TimelineId,
     },
+}
+
+/// Where the repository's WAL of the server's own path ends: before the first hole that the slot can still fill, on whichever timeline of the path,
+/// else behind everything. A hole on record is none: the server has said that it does not have it.
+#[must_use]
+pub fn repository_end(
+    size: SegmentSize,
+    server: &ServerPosition,
+    catalog: &Catalog,
+) -> Option<RepositoryEnd> {
+    let history = &server.history;
+    let ends = catalog.timelines.keys().rev();
+    let (timeline, end) = ends
+        .filter(|timeline| history.contains(**timeline))
+        .filter_map(|timeline| Some((*timeline, catalog.wal_end(*timeline, size)?)))
+        .next()?;
+    let path = history.entries().iter().map(|entry| entry.timeline);
+    let path = path.chain([history.timeline()]);
+    let legs: Vec<Leg> = path
+        .filter(|one| *one <= timeline)
+        .map(|one| Leg::new(size, history, one, one == timeline))
+        .collect();
+    let kept = server.restart_lsn.map(|lsn| size.start(size.segment(lsn)));
+    let hole = kept.and_then(|kept| first_hole(size, catalog, &legs, kept));
+    Some(RepositoryEnd {
+        timeline: hole.map_or(timeline, |hole| hole.timeline),
+        end: hole.map_or(end, |hole| hole.from),
+    })
+}
+
+/// The segments that one timeline contributes to a path, as a stretch of WAL. The one in which it was left is its child's, which repeats its bytes.
+struct Leg {
+    timeline: TimelineId,
+    from: Lsn,
+    to: Lsn,
+}
+
+impl Leg {
+    fn new(
+        size: SegmentSize,
+        history: &TimelineHistory,
+        timeline: TimelineId,
+        is_last: bool,
+    ) -> Self {
+        let segment_start = |lsn: Lsn| size.start(size.segment(lsn));
+        let switch_point = history.switch_point(timeline).filter(|_| !is_last);
+        Self {
+            timeline,
+            from: history.begin(timeline).map_or(Lsn::INVALID, segment_start),
+            to: switch_point.map_or(Lsn::new(u64::MAX), segment_start),
+        }
+    }
+
+    /// What of it is stored, in order; stretches may overlap.
+    fn stored(&self, size: SegmentSize, catalog: &Catalog) -> Vec<(Lsn, Lsn)> {
+        let Some(objects) = catalog.timelines.get(&self.timeline) else {
+            return Vec::new();
+        };
+        let segments = objects.segments.keys();
+        let segments =
+            segments.filter_map(|name| Some((name.start(size)?, size.end(name.number(size)?))));
+        let tails = objects.tails.iter().flat_map(|(name, chunks)| {
+            let at = move |offset: u32| name.start(size)?.checked_add(offset.into());
+            chunks
+                .iter()
+                .filter_map(move |chunk| Some((at(chunk.from)?, at(chunk.to)?)))
+        });
+        let mut stored: Vec<(Lsn, Lsn)> = segments
+            .chain(tails)
+            .filter(|(from, _)| (self.from..self.to).contains(from))
+            .collect();
+        stored.sort_unstable();
+        stored
+    }
+}
+
+/// The first hole of the path that begins behind `kept`, or the rest of one behind that; what was never stored before the oldest is none.
+fn first_hole(size: SegmentSize, catalog: &Catalog, legs: &[Leg], kept: Lsn) -> Option<GapRange> {
+    let stored = legs.iter().flat_map(|leg| leg.stored(size, catalog));
+    let mut covered: Option<Lsn> = None;
+    for (from, to) in stored {
+        let missing = covered.map(|covered| (covered.max(kept), from));
+        let open = missing
+            .filter(|(from, to)| from < to)
+            .and_then(|(from, to)| {
+                // A hole may go over the end of a timeline, and gaps are recorded for each.
+                let parts = legs.iter().map(|leg| GapRange {
+                    timeline: leg.timeline,
+                    from: from.max(leg.from),
+                    to: to.min(leg.to),
+                });
+                let parts = parts.filter(|part| part.from < part.to);
+                parts.flat_map(|part| catalog.unrecorded_in(part)).next()
+            });
+        if open.is_some() {
+            return open;
+        }
+        covered = covered.max(Some(to));
+    }
+    None
 }
 
 /// Decides where to go on.
@@ -203,6 +303,89 @@ mod tests {
     }
 
     const HISTORY: &str = "1\t0/3000500\tno recovery target specified\n";
+
+    /// Where the repository ends for a server on timeline 2, which left timeline 1 in segment 3, or on timeline 1 alone.
+    fn end_of(objects: &[&str], server: &ServerPosition) -> (u32, String) {
+        let paths = objects.iter().map(|path| (format!("7412/{path}"), 1));
+        let catalog = Catalog::from_listing("7412".parse().unwrap(), paths);
+        let end = repository_end(SegmentSize::DEFAULT, server, &catalog).unwrap();
+        (end.timeline.get(), end.end.to_string())
+    }
+
+    fn segments(timeline: u32, numbers: &[u32]) -> Vec<String> {
+        let name =
+            |n: &u32| format!("wal/{timeline:08X}/00000000/{timeline:08X}00000000{n:08X}.wal");
+        numbers.iter().map(name).collect()
+    }
+
+    #[test]
+    fn goes_back_to_a_hole_that_the_slot_can_fill() {
+        let mut objects = segments(1, &[1, 2, 4, 5, 7]);
+        let end = |objects: &[String], restart| {
+            let objects: Vec<&str> = objects.iter().map(String::as_str).collect();
+            end_of(&objects, &server(1, "", "0/9000000", restart)).1
+        };
+        assert_eq!(end(&objects, None), "0/8000000");
+        assert_eq!(end(&objects, Some("0/300004D")), "0/3000000");
+        assert_eq!(end(&objects, Some("0/4000000")), "0/6000000");
+        assert_eq!(end(&objects, Some("0/7000000")), "0/8000000");
+        // What the server did not have is not asked for again; the next hole is.
+        objects.push("gaps/00000001-0000000003000000-0000000004000000.json".into());
+        assert_eq!(end(&objects, Some("0/3000000")), "0/6000000");
+        // Of a longer hole the slot has the end.
+        let objects = segments(1, &[1, 5]);
+        assert_eq!(end(&objects, Some("0/3000020")), "0/3000000");
+    }
+
+    #[test]
+    fn a_segment_that_was_begun_and_not_ended_is_a_hole_too() {
+        let mut objects = segments(1, &[1, 3]);
+        for chunk in ["00000000-00000100", "00000100-00000180"] {
+            objects.push(format!(
+                "tail/00000001/000000010000000000000002.{chunk}.0A1B2C3D"
+            ));
+        }
+        let objects: Vec<&str> = objects.iter().map(String::as_str).collect();
+        let end = |restart| end_of(&objects, &server(1, "", "0/9000000", Some(restart)));
+        assert_eq!(end("0/2000000"), (1, "0/2000180".to_owned()));
+        assert_eq!(end("0/3000000"), (1, "0/4000000".to_owned()));
+    }
+
+    #[test]
+    fn a_hole_before_the_server_changed_its_timeline_is_gone_back_to() {
+        let end = |first: &[u32], second: &[u32], more: &[&str], restart| {
+            let objects = [segments(1, first), segments(2, second)].concat();
+            let objects = objects
+                .iter()
+                .map(String::as_str)
+                .chain(more.iter().copied());
+            let server = server(2, HISTORY, "0/9000000", restart);
+            end_of(&objects.collect::<Vec<_>>(), &server)
+        };
+        let slot = Some("0/1000028");
+        // Its last segment is the child's too, whatever of it was stored as the parent's.
+        assert_eq!(end(&[0, 1, 2], &[3, 4], &[], slot), (2, "0/5000000".into()));
+        assert_eq!(
+            end(&[0, 1, 2, 3, 4], &[3, 4], &[], slot),
+            (2, "0/5000000".into())
+        );
+        let tail = "tail/00000001/000000010000000000000003.00000000-00000500.0A1B2C3D";
+        assert_eq!(
+            end(&[0, 1, 2], &[4], &[tail], slot),
+            (2, "0/3000000".into())
+        );
+        assert_eq!(end(&[0], &[3, 4], &[], slot), (1, "0/1000000".into()));
+        assert_eq!(end(&[0, 1], &[4], &[], slot), (1, "0/2000000".into()));
+        // What is not kept, or on record, is not gone back to.
+        assert_eq!(end(&[0], &[3, 4], &[], None), (2, "0/5000000".into()));
+        assert_eq!(
+            end(&[0], &[3, 4], &[], Some("0/3000028")),
+            (2, "0/5000000".into())
+        );
+        let gap = "gaps/00000001-0000000001000000-0000000003000000.json";
+        assert_eq!(end(&[0], &[3, 4], &[gap], slot), (2, "0/5000000".into()));
+        assert_eq!(end(&[0], &[4], &[gap], slot), (2, "0/3000000".into()));
+    }
 
     #[test]
     fn starts_at_the_slot_or_else_at_the_servers_end() {

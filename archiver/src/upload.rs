@@ -10,12 +10,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use repository::cluster::ClusterDocument;
-use repository::key::ObjectKey;
+use repository::key::{ClusterId, ObjectKey};
 use repository::mirror::Ack;
 use repository::sealed::{BufferPool, Facts, SealPolicy, Sealed, Sealer};
 use repository::{ErrorClass, Repository, Stored};
+use wal_format::TimelineId;
 
 use crate::everywhere::{Waits, everywhere};
+use crate::server_identity::{StoredHistory, compare_history};
 use crate::{Error, Result};
 
 /// First wait after a failed upload.
@@ -187,6 +189,39 @@ impl Uploader {
         }
         let is_new = stored.values().any(|stored| *stored == Stored::New);
         Ok(if is_new { Stored::New } else { Stored::Already })
+    }
+
+    /// Whether this history file of a timeline is another one than what is stored, and nowhere what is stored.
+    ///
+    /// # Errors
+    /// As [`Uploader::put`].
+    pub(crate) async fn has_other_history(
+        &self,
+        cluster: ClusterId,
+        timeline: TimelineId,
+        content: &[u8],
+    ) -> Result<bool> {
+        let all = self.repositories.len();
+        let members = (0..all).filter(|number| !self.is_refused(*number));
+        let waits = Waits {
+            needed: NEEDED_GRACE,
+            stragglers: STRAGGLER_GRACE,
+        };
+        let ask = |number: usize| async move {
+            let repository: &Repository = &self.repositories[number];
+            let stored = compare_history(repository, cluster, timeline, content).await;
+            // One that does not answer says so again when it is written to.
+            Ok(stored.unwrap_or_else(|error| {
+                tracing::debug!(
+                    error = error_text(&error),
+                    "a history file was not compared"
+                );
+                StoredHistory::Absent
+            }))
+        };
+        let said = everywhere(members, self.ack.needed(all), waits, ask).await?;
+        let has = |wanted: StoredHistory| said.values().any(|stored| *stored == wanted);
+        Ok(has(StoredHistory::Another) && !has(StoredHistory::Same))
     }
 
     /// Passes over a repository's refusal if the others can still meet the policy.

@@ -38,6 +38,8 @@ pub enum Answer {
     Serve(Vec<u8>),
     /// Proven absent: for PostgreSQL the end of WAL, or of a timeline.
     Absent,
+    /// It lies behind what the restore's plan needs, and cannot be served for this reason: for PostgreSQL the same.
+    Unneeded(String),
 }
 
 /// Answers the request for `name`, within `scope` if a restore asks.
@@ -136,9 +138,25 @@ async fn answer_segment(
     let (cut, planned) = match ruling {
         Some(Ruling::OffPath) => return Ok(Answer::Absent),
         Some(Ruling::Needed { cut, bytes }) => (cut, Some(bytes)),
-        Some(Ruling::BehindEnd) => (None, Some(0)),
+        Some(Ruling::BehindEnd) => {
+            let found = find_segment(source, scope, name, None, Some(0)).await;
+            // The server reads ahead; what it must not reach may be damaged, or be what the target was chosen to avoid.
+            return Ok(found.unwrap_or_else(|error| Answer::Unneeded(error.to_string())));
+        }
         None => (None, None),
     };
+    find_segment(source, scope, name, cut, planned).await
+}
+
+/// A segment, or as much of it as is stored; with its end cut off where the path leaves its timeline, and `planned`: how many of its bytes the plan
+/// of a restore needs.
+async fn find_segment(
+    source: &SegmentSource,
+    scope: Option<&RestoreScope>,
+    name: SegmentName,
+    cut: Option<u32>,
+    planned: Option<u32>,
+) -> Result<Answer> {
     let serve = |mut bytes: Vec<u8>| {
         if let Some(offset) = cut {
             cut_at(&mut bytes, offset);

@@ -5,7 +5,7 @@
 use crate::conf_file::ConfigSource;
 use crate::error::{Error, Result};
 use crate::postgres::{Owner, is_running};
-use crate::recovery_conf::RecoverySetup;
+use crate::recovery_conf::{FileToWrite, RecoverySetup};
 use repository::durable;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -112,11 +112,20 @@ impl DataDirectory {
             durable::remove_file(&self.path.join(name))?;
         }
         for file in &setup.write {
-            let path = self.path.join(&file.path);
-            durable::replace(&path, 0o600, file.content.as_bytes())?;
-            if let Some(owner) = owner {
-                durable::set_owner(&path, owner.user, owner.group)?;
-            }
+            self.write(file, owner)?;
+        }
+        Ok(())
+    }
+
+    /// Writes a file durably in place of the old one.
+    ///
+    /// # Errors
+    /// `Io`; the old file is whole.
+    pub fn write(&self, file: &FileToWrite, owner: Option<Owner>) -> Result<()> {
+        let path = self.path.join(&file.path);
+        durable::replace(&path, 0o600, file.content.as_bytes())?;
+        if let Some(owner) = owner {
+            durable::set_owner(&path, owner.user, owner.group)?;
         }
         Ok(())
     }

@@ -3,7 +3,8 @@
 //! Owns processes and deadlines. Does not speak SQL (the caller's [`ServerProbe`] does) and decides nothing about settings.
 
 use crate::error::{Error, Result};
-use crate::recovery_conf::{Action, quote_for_shell};
+use crate::recovery_conf::{Action, WalMinimums, quote_for_shell};
+use crate::stop::minimums_of;
 use std::ffi::OsStr;
 use std::future::Future;
 use std::io::{Read, Seek, SeekFrom};
@@ -12,7 +13,7 @@ use std::process::Stdio;
 use std::time::Duration;
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, sleep, timeout};
-use wal_format::Lsn;
+use wal_format::{ControlFile, Lsn};
 
 /// Longest wait for a program that only prints something.
 const PROGRAM_DEADLINE: Duration = Duration::from_secs(10);
@@ -363,6 +364,27 @@ pub struct RecoveryEnd {
     pub until_stop: Duration,
 }
 
+/// What a recovery is to come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecoveryGoal {
+    /// Start of the last record to apply.
+    pub stop: Lsn,
+    /// What the server is to do there.
+    pub action: Action,
+    /// What its settings are at least.
+    pub minimums: WalMinimums,
+}
+
+/// What came of a recovery.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Recovery {
+    /// It came to its goal.
+    Done(RecoveryEnd),
+    /// It cannot go on: after the backup the server that wrote the WAL was started with larger settings, and this one needs them too, at
+    /// least these. It has paused on the way, or ended.
+    TooSmall(WalMinimums),
+}
+
 /// How to stop a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopMode {
@@ -381,19 +403,20 @@ pub struct Server {
 }
 
 impl Server {
-    /// Waits until the server has reached the stop and done `action`, and checks that it did that and nothing else.
+    /// Waits until the server has come to its goal, and checks that it did that and nothing else.
     ///
     /// `progress` hears each new replay position.
     ///
     /// # Errors
-    /// `Server`: it ended, or opened for writing when it was to pause (what it logged is in the error); `Deadline`: see `limits`.
+    /// `Server`: it ended, or opened for writing when it was to pause or before the stop (what it logged is in the error); `Deadline`: see
+    /// `limits`.
     pub async fn watch_recovery(
         &mut self,
-        action: Action,
+        goal: RecoveryGoal,
         probe: &impl ServerProbe,
         limits: RecoveryLimits,
         mut progress: impl FnMut(Lsn),
-    ) -> Result<RecoveryEnd> {
+    ) -> Result<Recovery> {
         let began = Instant::now();
         let mut until_open = None;
         let mut last_seen = (None, 0_u64);
@@ -405,13 +428,17 @@ impl Server {
                 .try_wait()
                 .map_err(|source| io_error("wait for", &self.command.data_directory, source))?
             {
-                if action == Action::Shutdown && status.success() {
-                    return Ok(RecoveryEnd {
+                if goal.action == Action::Shutdown && status.success() {
+                    return Ok(Recovery::Done(RecoveryEnd {
                         address: None,
                         replay_lsn: None,
                         until_open,
                         until_stop: began.elapsed(),
-                    });
+                    }));
+                }
+                // Before it is consistent, a server ends where it would pause later.
+                if let Some(minimums) = self.settings_needed(goal.minimums) {
+                    return Ok(Recovery::TooSmall(minimums));
                 }
                 return Err(self.failure(format!("ended during recovery ({status})")));
             }
@@ -428,15 +455,21 @@ impl Server {
                             progress(lsn);
                         }
                         position = state.replay_lsn.or(position);
-                        if self.has_done(action, state)? {
-                            return Ok(RecoveryEnd {
+                        if self.has_done(goal, state)? {
+                            return Ok(Recovery::Done(RecoveryEnd {
                                 address: Some(file.address),
                                 replay_lsn: position,
                                 until_open,
                                 until_stop: began.elapsed(),
-                            });
+                            }));
                         }
                         last_answer = "it is still replaying".into();
+                        if state.paused {
+                            if let Some(minimums) = self.settings_needed(goal.minimums) {
+                                return Ok(Recovery::TooSmall(minimums));
+                            }
+                            last_answer = "it is paused before the target".into();
+                        }
                     }
                 }
             }
@@ -463,19 +496,33 @@ impl Server {
         }
     }
 
-    /// Whether `state` is the end that `action` asks for.
-    fn has_done(&self, action: Action, state: RecoveryState) -> Result<bool> {
-        match action {
+    /// Whether `state` is the end that is asked for.
+    fn has_done(&self, goal: RecoveryGoal, state: RecoveryState) -> Result<bool> {
+        let is_before = state.replay_lsn.is_some_and(|end| end <= goal.stop);
+        match goal.action {
+            Action::Promote if !state.in_recovery && is_before => {
+                Err(self.failure("opened for writing before the target".into()))
+            }
             Action::Promote => Ok(!state.in_recovery),
             Action::Pause if !state.in_recovery => {
                 Err(self.failure("opened for writing instead of pausing".into()))
             }
-            Action::Pause => Ok(state.paused),
+            // It also pauses where its settings are too small, and when somebody tells it to.
+            Action::Pause => Ok(state.paused && !is_before),
             Action::Shutdown if !state.in_recovery => {
                 Err(self.failure("opened for writing instead of shutting down".into()))
             }
             Action::Shutdown => Ok(false),
         }
+    }
+
+    /// What the settings must at least be, if that is more than they are: replay writes into `pg_control` what the WAL asks for.
+    fn settings_needed(&self, minimums: WalMinimums) -> Option<WalMinimums> {
+        let path = self.command.data_directory.join("global/pg_control");
+        // A file that is just being written is read again later.
+        let control = ControlFile::parse(&std::fs::read(path).ok()?).ok()?;
+        let needed = minimums.max(minimums_of(&control.parameters));
+        (needed != minimums).then_some(needed)
     }
 
     /// Stops the server and waits for it. One that has ended already is fine.

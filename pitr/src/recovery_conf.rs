@@ -327,6 +327,47 @@ const OTHERS_OF_OURS: &[&str] = &[
     "sync_replication_slots",
 ];
 
+/// Settings that are smaller than replay needs, and what they must be.
+fn too_small(
+    minimums: WalMinimums,
+    overrides: &[(String, String)],
+    found: &Configuration,
+) -> impl Iterator<Item = (&'static str, u32)> {
+    minimums
+        .by_name()
+        .into_iter()
+        .filter_map(move |(name, needed, default)| {
+            let mut asked = overrides.iter().rev();
+            let asked = asked.find(|(asked, _)| asked.eq_ignore_ascii_case(name));
+            let configured = asked
+                .map(|(_, value)| value.as_str())
+                .or(found.value(name))
+                .map_or(Some(default), parse_count);
+            // What cannot be read is replaced too: the server would not start with it.
+            let fits = configured.is_some_and(|configured| configured >= needed);
+            (!fits).then_some((name, needed))
+        })
+}
+
+/// For a recovery that met WAL of a server with larger settings: the file that raises ours to them, and which it raises to what.
+///
+/// # Errors
+/// As [`plan_recovery_setup`].
+pub fn plan_raise(
+    minimums: WalMinimums,
+    source: &dyn ConfigSource,
+) -> Result<(FileToWrite, Vec<(&'static str, u32)>)> {
+    let found = Configuration::read(source, &[MAIN_CONF, AUTO_CONF]);
+    let raised: Vec<_> = too_small(minimums, &[], &found).collect();
+    let settings: Vec<_> = raised
+        .iter()
+        .map(|(name, needed)| ((*name).to_owned(), needed.to_string()))
+        .collect();
+    let before = source.read(AUTO_CONF).unwrap_or_default();
+    let content = append_settings(&before, &settings)?;
+    Ok((file(AUTO_CONF, content), raised))
+}
+
 /// The settings that make the recovery right, in the order they must stand in.
 fn settings_of_recovery(
     facts: &RecoveryFacts<'_>,
@@ -352,20 +393,8 @@ fn settings_of_recovery(
     set("hot_standby", "on");
     set("max_logical_replication_workers", "0");
     set("recovery_min_apply_delay", "0");
-    for (name, needed, default) in facts.minimums.by_name() {
-        let asked = facts
-            .overrides
-            .iter()
-            .rev()
-            .find(|(asked, _)| asked.eq_ignore_ascii_case(name));
-        let configured = asked
-            .map(|(_, value)| value.as_str())
-            .or(found.value(name))
-            .map_or(Some(default), parse_count);
-        // What cannot be read is replaced too: the server would not start with it.
-        if configured.is_none_or(|configured| configured < needed) {
-            set(name, &needed.to_string());
-        }
+    for (name, needed) in too_small(facts.minimums, facts.overrides, found) {
+        set(name, &needed.to_string());
     }
     set("recovery_target_lsn", &facts.stop.to_string());
     set("recovery_target_inclusive", "on");

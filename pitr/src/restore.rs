@@ -206,7 +206,7 @@ pub async fn lay_out(
     )
     .buffer_unordered(PARTS_IN_FLIGHT);
     while let Some(part) = written.next().await {
-        let (part, holds_control) = match part {
+        let (part, is_fetched_again) = match part {
             Ok(written) => written,
             Err(error) => {
                 failed.store(true, Ordering::Relaxed);
@@ -216,10 +216,9 @@ pub async fn lay_out(
         };
         done.parts_done += 1;
         done.bytes_done += u64::from(part.plain_size);
-        // The part with pg_control is fetched again by a run that continues: its bytes are kept in memory only.
-        if !holds_control {
+        if !is_fetched_again {
             state.parts.insert(part_id(part));
-            save_state(job, &state)?;
+            save_state(&job.data, &state)?;
         }
         progress(done);
     }
@@ -265,12 +264,37 @@ impl LaidOut {
             durable::replace(&path, 0o600, content)?;
             own_by(&path, self.owner)?;
         }
+        let mut changed = setup.write.iter().map(|file| file.path.as_str());
+        if !changed.all(is_changed_later) {
+            self.forget_parts()?;
+        }
         self.data.apply(setup, self.owner)?;
         let control = self.data.path().join(PG_CONTROL);
         durable::replace(&control, 0o600, &self.control)?;
         own_by(&control, self.owner)?;
         durable::remove_file(&self.data.path().join(STATE_FILE))?;
         Ok(())
+    }
+}
+
+impl LaidOut {
+    /// A file that could be in any part is about to be changed: a run that continues fetches all of them.
+    fn forget_parts(&self) -> Result<()> {
+        let path = self.data.path().join(STATE_FILE);
+        let bytes = std::fs::read(&path).map_err(|source| Error::Io {
+            action: "read",
+            path,
+            source,
+        })?;
+        let state: State = serde_json::from_slice(&bytes)
+            .map_err(|error| integrity(STATE_FILE, error.to_string()))?;
+        save_state(
+            &self.data,
+            &State {
+                parts: BTreeSet::new(),
+                ..state
+            },
+        )
     }
 }
 
@@ -465,18 +489,25 @@ fn begin(
             own_by(&path, job.owner)?;
         }
     }
-    save_state(job, &fresh)?;
+    save_state(&job.data, &fresh)?;
     Ok(fresh)
 }
 
-fn save_state(job: &RestoreJob, state: &State) -> Result<()> {
+fn save_state(data: &DataDirectory, state: &State) -> Result<()> {
     let json =
         serde_json::to_vec(state).map_err(|error| integrity(STATE_FILE, error.to_string()))?;
-    durable::replace(&job.data.path().join(STATE_FILE), 0o600, &json)?;
+    durable::replace(&data.path().join(STATE_FILE), 0o600, &json)?;
     Ok(())
 }
 
-/// Fetches and writes one part; says whether it holds `pg_control`.
+/// Files of a backup that the restore itself may change or remove later (configuration, `tablespace_map`, `standby.signal`), so that a run that
+/// continues cannot hold them against the manifest: their parts are fetched again.
+fn is_changed_later(path: &str) -> bool {
+    !path.contains('/') || path.ends_with(".conf")
+}
+
+/// Fetches and writes one part; says whether a run that continues must fetch it again: it holds `pg_control`, whose bytes are kept in memory only,
+/// or what is changed later.
 async fn restore_part<'p>(
     job: &RestoreJob,
     part: &'p PartDescriptor,
@@ -485,16 +516,18 @@ async fn restore_part<'p>(
     let (key, bytes) = fetch_part(job, part).await?;
     let layout = Arc::clone(layout);
     let (archive, continued) = (part.archive, part.continued.clone());
-    let holds_control = blocking(move || {
+    let is_fetched_again = blocking(move || {
         let slices = read_part(&key, &bytes, continued.as_ref())?;
-        let mut holds_control = false;
+        let mut is_fetched_again = false;
         for slice in &slices {
-            holds_control |= layout.write(archive, slice, &bytes)?;
+            is_fetched_again |= layout.write(archive, slice, &bytes)?;
+            let is_file = archive == Archive::Base && slice.content != SliceContent::Folder;
+            is_fetched_again |= is_file && is_changed_later(&slice.path);
         }
-        Ok(holds_control)
+        Ok(is_fetched_again)
     })
     .await?;
-    Ok((part, holds_control))
+    Ok((part, is_fetched_again))
 }
 
 async fn fetch_part(job: &RestoreJob, part: &PartDescriptor) -> Result<(String, Vec<u8>)> {

@@ -41,7 +41,8 @@ pub struct Descriptor {
     /// CRC-32 (IEEE) of all bytes behind the header.
     #[serde(with = "crc")]
     pub payload_crc32: u32,
-    /// CRC-32 (IEEE) of the plain bytes; absent on tail chunks, where it would confirm guesses, and with `descriptor = "minimal"`.
+    /// CRC-32 (IEEE) of the plain bytes; absent on tail chunks, where it would confirm guesses, and with `descriptor = "minimal"`
+    /// on all but history files.
     #[serde(
         default,
         with = "optional_crc",

@@ -127,6 +127,13 @@ async fn serve_from(
             tracing::info!(file = args.name, "not in the repository: proven");
             Ok(ExitCode::ProvenAbsent)
         }
+        Answer::Unneeded(why) => {
+            tracing::warn!(
+                file = args.name,
+                "not served, and not needed: it lies behind the target: {why}"
+            );
+            Ok(ExitCode::ProvenAbsent)
+        }
     }
 }
 

@@ -26,8 +26,8 @@ use crate::windows::{Gap, Point, Window, gaps_of, policy_if_any};
 
 /// List backups, their sizes and the window each one opens
 ///
-/// Needs no key and no server: what it shows is read from the repositories alone, each of them or the one that is named. What one lacks of another's
-/// backups, or that one cannot be looked at, shows in the exit code.
+/// Needs no key and no server: what it shows is read from the repositories alone, each of them or the one that is named. A backup from which nothing
+/// can be recovered, what one repository lacks of another's, or that one cannot be looked at, shows in the exit code.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -90,7 +90,8 @@ struct Backup {
     repositories: Vec<String>,
 }
 
-/// Lists; ends with 3 if there are gaps that nobody has acknowledged, a repository lacks a backup that another one has, or could not be looked at.
+/// Lists; ends with 3 if there are gaps that nobody has acknowledged, nothing can be recovered from a backup, a repository lacks one that another
+/// has, or could not be looked at.
 pub(crate) async fn run(args: ListArgs, globals: &Globals) -> Result<ExitCode> {
     let overrides = Overrides {
         repository: args.source.repository(),
@@ -211,6 +212,7 @@ impl Report {
     fn is_well(&self) -> bool {
         self.unseen.is_empty()
             && self.gaps.iter().all(|gap| gap.acknowledged)
+            && self.backups.iter().all(|backup| backup.window.is_some())
             && self.repositories.iter().all(|one| one.lacks.is_empty())
     }
 

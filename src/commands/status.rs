@@ -173,6 +173,9 @@ pub(crate) async fn run(args: StatusArgs, globals: &Globals) -> Result<ExitCode>
             }
         }
     }
+    let named = config.repositories.iter().zip(&asked);
+    let named = named.filter_map(|(one, asked)| Some((one.name.as_str(), &asked.as_ref().ok()?.1)));
+    let unusable = state::judge_unusable(&named.collect::<Vec<_>>());
     let stored = asked.swap_remove(best);
     let mut places: Vec<Place> = Vec::new();
     let (cluster, stored) = match stored {
@@ -208,6 +211,7 @@ pub(crate) async fn run(args: StatusArgs, globals: &Globals) -> Result<ExitCode>
         judge_mirrors(&mirrors, best, config.archive.ack, &mut problems);
         judge_backups(&mirrors, &mut problems);
     }
+    problems.extend(unusable);
     let (server, stored) = (server.ok(), stored.ok());
     let guard = config.archive.disk_guard;
     let disk = server.as_ref();

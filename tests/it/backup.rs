@@ -3,7 +3,7 @@
 
 use crate::site::{Keys, Place, Plan, Site, wait};
 use crate::support::object_store::Bucket;
-use crate::support::postgres::{Server, tool_command};
+use crate::support::postgres::{Server, Stop, tool_command};
 use crate::support::process::{self, COMMAND_DEADLINE, Running, command};
 use crate::support::wait_until;
 use crate::support::walden::Walden;
@@ -475,6 +475,44 @@ fn backup_of_a_standby_waits_for_the_wal_of_its_primary() {
         names.iter().any(|name| name == "standby.signal"),
         "{names:?}"
     );
+}
+
+/// While a standby is backed up its primary is lost, another standby is promoted, and this one follows that.
+#[test]
+fn backup_of_a_standby_that_changes_its_timeline_is_refused() {
+    let mut primary = Server::builder(17).wal_segment_mib(1).start();
+    let site = Site::new(&primary, plan(false));
+    primary.psql("create table t as select g from generate_series(1, 10000) g");
+    let _run = site.archive(&primary);
+    let next = primary.standby();
+    let standby = primary.standby();
+    let conninfo = standby.conninfo();
+    let slow = ["--max-rate", "2MiB", "--postgres", &conninfo];
+    let backup = site
+        .walden
+        .start(["backup", "--fast-checkpoint"].iter().chain(&slow));
+    wait_until("the backup has begun", DEADLINE, || {
+        let streams = "select count(*) from pg_stat_progress_basebackup where phase = 'streaming database files'";
+        (standby.psql(streams) == "1").then_some(())
+    });
+    primary.stop(Stop::Fast, DEADLINE);
+    next.promote();
+    standby.psql(&format!(
+        "alter system set primary_conninfo = '{}'; select pg_reload_conf()",
+        next.conninfo()
+    ));
+    next.psql("create table u as select g from generate_series(1, 10000) g; checkpoint");
+    wait_until("the standby has followed", DEADLINE, || {
+        let there = "select count(*) from pg_class where relname = 'u'";
+        (standby.psql(there) == "1").then_some(())
+    });
+    standby.psql("checkpoint");
+    assert_eq!(standby.psql("select pg_is_in_recovery()"), "t");
+    let output = backup.wait(DEADLINE);
+    assert_eq!(output.code(), 1, "{output}");
+    let why = "went on from timeline 1 to timeline 2";
+    assert!(output.stderr.contains(why), "{output}");
+    assert_eq!(site.labels().0.len(), 0);
 }
 
 #[test]

@@ -235,6 +235,52 @@ fn status_tells_apart_which_side_is_down() {
     run.wait(DEADLINE).expect_success();
 }
 
+/// Somebody removes WAL by its age: the newest backup has lost its beginning, and all that came later is there.
+#[test]
+fn a_backup_that_nothing_can_be_recovered_from_is_not_called_well() {
+    let server = Server::builder(17).wal_segment_mib(1).start();
+    let site = Site::new(server, None, &[]);
+    let run = receive(&site);
+    let backup = site.walden.run(["backup", "--fast-checkpoint", "--json"]);
+    let backup = backup.expect_success().json();
+    site.server
+        .psql("create table t (n int); select pg_switch_wal()");
+    site.server.psql("insert into t values (1)");
+    wait_until_stored(&site.server);
+    site.walden.run(["status"]).expect_success();
+    site.walden.run(["list"]).expect_success();
+
+    let start = Lsn::parse(backup["start_lsn"].as_str().unwrap());
+    let name = format!(
+        "{:08X}{:08X}{:08X}.wal",
+        1,
+        start.0 >> 32,
+        start.0 as u32 >> 20
+    );
+    let segments = site.repository.join(&site.system_identifier).join("wal");
+    let mut folders = vec![segments];
+    let mut removed = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.ends_with(&name) {
+                fs::remove_file(path).unwrap();
+                removed += 1;
+            }
+        }
+    }
+    assert_eq!(removed, 1, "{name}");
+    let label = backup["label"].as_str().unwrap();
+    let told = site.walden.run(["status"]).expect_code(5);
+    let line = format!("nothing can be recovered from backup {label}");
+    assert!(told.stdout.contains(&line), "{told}");
+    let listed = site.walden.run(["list"]).expect_code(3);
+    assert!(listed.stdout.contains("nothing: the WAL"), "{listed}");
+    drop(run);
+}
+
 #[test]
 fn a_window_goes_on_across_a_promotion_where_its_history_can_be_read() {
     let server = Server::builder(18).wal_segment_mib(1).start();

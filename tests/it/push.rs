@@ -22,7 +22,7 @@ pub(crate) struct Site {
     pub(crate) walden: Walden,
     /// Root of the repository, if it is a folder.
     pub(crate) repository: PathBuf,
-    system_identifier: String,
+    pub(crate) system_identifier: String,
 }
 
 impl Site {

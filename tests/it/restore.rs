@@ -7,6 +7,7 @@ mod actions;
 mod harmless;
 mod large;
 mod layout;
+mod raised;
 mod refused;
 mod targets;
 

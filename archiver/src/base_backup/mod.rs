@@ -232,6 +232,10 @@ async fn run(
         stop_lsn: received.stop.0,
     });
 
+    let (start, stop) = (received.start.1, received.stop.1);
+    if start != stop {
+        return Err(Error::TimelineChanged { start, stop });
+    }
     let manifest = check_manifest(&received, &identity)?;
     let from_standby = check_label(&received)?;
     let server_version = connection.parameter("server_version").unwrap_or_default();

@@ -15,10 +15,10 @@ use wal_format::{SegmentName, SegmentNumber};
 
 use super::disk_guard::GivenUp;
 use super::slot::beside;
-use super::{Receiver, error_text, repository_end};
+use super::{Receiver, error_text};
 use crate::error::ServerErrorKind;
 use crate::replication::{Connection, Mode, Started, StreamEvent};
-use crate::resume::{ResumePoint, ServerPosition, missing_between};
+use crate::resume::{ResumePoint, ServerPosition, missing_between, repository_end};
 use crate::{Error, Result};
 
 /// How long the server may take to send the first bytes of a segment, or to say that it has removed it.
@@ -35,8 +35,7 @@ impl Receiver {
     ) -> Result<ResumePoint> {
         // Somebody else may have stored some of it meanwhile. What one repository has is no gap: the others are filled from it.
         let catalog = self.survey().await?.union;
-        let on_path = |timeline| server.history.contains(timeline);
-        let stored = repository_end(&catalog, self.size, server.restart_lsn, on_path);
+        let stored = repository_end(self.size, server, &catalog);
         // Tail chunks of the segment at `point` are there.
         let stored = stored.filter(|stored| stored.timeline == point.timeline);
         let from = stored.map_or(point.start, |stored| stored.end.max(point.start));

@@ -105,7 +105,11 @@ impl Hosts {
             None => {
                 self.refused.clear();
                 match self.conflict.take() {
-                    Some((since, conflict)) if now.duration_since(since) > CONFLICT_PATIENCE => {
+                    // A standby that is behind may catch up, or be promoted.
+                    Some((since, conflict))
+                        if conflict.class() == ErrorClass::Conflict
+                            && now.duration_since(since) > CONFLICT_PATIENCE =>
+                    {
                         Next::GiveUp(conflict)
                     }
                     conflict => {
@@ -207,6 +211,27 @@ mod tests {
             Next::Settle(_)
         ));
         assert!(matches!(round(&mut hosts, 200), Next::Settle(_)));
+    }
+
+    /// The primary is down, and nobody has promoted the standby yet, which lacks the last bytes that are stored.
+    #[test]
+    fn a_standby_that_is_behind_is_waited_for() {
+        let info = info("a,b");
+        let mut hosts = Hosts::default();
+        let begun = Instant::now();
+        for seconds in [0, 50, 70, 500] {
+            let now = begun + Duration::from_secs(seconds);
+            hosts.connected_to(&info.hosts[1]);
+            let behind = Error::Resume(ResumeConflict::StandbyBehind {
+                timeline: wal_format::TimelineId::FIRST,
+                server: wal_format::Lsn::new(1),
+                repository: wal_format::Lsn::new(2),
+            });
+            let next = hosts.failed(behind, &info, now);
+            assert!(matches!(next, Next::AnotherHost));
+            let next = hosts.failed(lost(), &info, now);
+            assert!(matches!(next, Next::Settle(_)), "{seconds}");
+        }
     }
 
     #[test]

@@ -301,7 +301,8 @@ impl Lanes {
 
     fn patience_with(&self, lane: usize, full_since: Instant) -> Instant {
         let lane = &self.lanes[lane];
-        let needed = lane.state == LaneState::Live && !self.is_settled(self.first);
+        // One that joins, too: let go at once it would join for ever, and the server keep WAL for it.
+        let needed = lane.is_in_the_race() && !self.is_settled(self.first);
         match needed {
             true => full_since.max(lane.moved) + NEEDED_GRACE,
             false => full_since + UNNEEDED_PATIENCE,
@@ -520,15 +521,19 @@ mod tests {
     }
 
     #[test]
-    fn a_joining_lane_does_not_hold_up_the_others_for_long() {
-        let mut race = Race::new(Ack::All, &[true, false]);
-        race.lanes.join(1);
-        (0..4).for_each(|_| race.receive());
-        race.keep_up(0);
-        race.now += UNNEEDED_PATIENCE;
-        assert_eq!(race.lanes.let_go(race.now), [1]);
-        race.lanes.joined(1, race.now);
-        assert_eq!(race.durable(), [Some(4), None], "it has to begin again");
+    fn a_joining_lane_holds_up_the_others_only_as_long_as_it_is_needed() {
+        for (ack, patience) in [(Ack::All, NEEDED_GRACE), (Ack::Any, UNNEEDED_PATIENCE)] {
+            let mut race = Race::new(ack, &[true, false]);
+            race.lanes.join(1);
+            (0..4).for_each(|_| race.receive());
+            race.keep_up(0);
+            race.now += patience / 2;
+            assert!(race.lanes.let_go(race.now).is_empty(), "{ack:?}");
+            race.now += patience;
+            assert_eq!(race.lanes.let_go(race.now), [1], "{ack:?}");
+            race.lanes.joined(1, race.now);
+            assert_eq!(race.durable(), [Some(4), None], "it has to begin again");
+        }
     }
 
     #[test]

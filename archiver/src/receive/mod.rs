@@ -43,7 +43,7 @@ use crate::branches::{check_newest, left_behind};
 use crate::commit_watch::CommitWatch;
 use crate::error::ServerErrorKind;
 use crate::replication::{Connection, ConnectionInfo, Host, Mode, Started, SystemIdentity};
-use crate::resume::{RepositoryEnd, ResumePoint, ServerPosition, plan_resume};
+use crate::resume::{ResumePoint, ServerPosition, plan_resume, repository_end};
 use crate::server_identity::check_identity;
 use crate::upload::{Uploader, error_text};
 use crate::{Error, Result};
@@ -338,8 +338,7 @@ impl Receiver {
             server.flush_lsn = now.flush_lsn;
         }
         check_newest(&server.history, &survey.union, self.size)?;
-        let on_path = |timeline| server.history.contains(timeline);
-        let stored = repository_end(&survey.union, self.size, server.restart_lsn, on_path);
+        let stored = repository_end(self.size, &server, &survey.union);
         let mut point = plan_resume(self.size, &server, stored)?;
         // For a server that is refused nothing is written, not even this.
         for (roll_ups, catalog) in self.roll_ups.iter().zip(&survey.catalogs) {
@@ -425,10 +424,7 @@ impl Receiver {
                         // would begin at the repository's end again, and fail again, unless something was stored meanwhile.
                         Err(error) if error.server_kind() == Some(ServerErrorKind::WalRemoved) => {
                             let survey = self.survey().await?;
-                            let restart_lsn = server.restart_lsn;
-                            let end =
-                                repository_end(&survey.union, self.size, restart_lsn, on_path);
-                            if end != stored {
+                            if repository_end(self.size, &server, &survey.union) != stored {
                                 return Err(error);
                             }
                             let story = slot.story.as_deref();
@@ -520,6 +516,15 @@ impl Receiver {
             connection.server_major(),
         );
         let sealed = self.uploader.seal_here(facts, &file.content)?;
+        // Else the repositories would be found wrong, for good, because of a server that is.
+        if self
+            .uploader
+            .has_other_history(self.cluster, timeline, &file.content)
+            .await?
+        {
+            let timeline = timeline.get();
+            return Err(Error::OtherHistory { timeline });
+        }
         self.uploader.put(&sealed).await?;
         histories.contents.insert(timeline, file.content.to_vec());
         Ok(())
@@ -635,31 +640,6 @@ impl Histories {
     }
 }
 
-/// Where the repository's WAL of the server's own path ends: before the first hole that the slot can still fill, else behind everything. A hole on
-/// record is none: the server has said that it does not have it.
-fn repository_end(
-    catalog: &Catalog,
-    size: SegmentSize,
-    restart_lsn: Option<Lsn>,
-    on_path: impl Fn(TimelineId) -> bool,
-) -> Option<RepositoryEnd> {
-    let ends = catalog.timelines.keys().rev();
-    let (timeline, end) = ends
-        .filter(|timeline| on_path(**timeline))
-        .filter_map(|timeline| Some((*timeline, catalog.wal_end(*timeline, size)?)))
-        .next()?;
-    let fillable = restart_lsn.map(|lsn| size.start(size.segment(lsn)));
-    let hole = catalog
-        .holes(timeline, size)
-        .into_iter()
-        .filter(|hole| fillable.is_some_and(|kept| hole.from >= kept))
-        .find_map(|hole| catalog.unrecorded_in(hole).first().copied());
-    Some(RepositoryEnd {
-        timeline,
-        end: hole.map_or(end, |hole| hole.from),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -716,32 +696,5 @@ mod tests {
             assert!(stored.records.contains(&record(expected)), "{expected}");
         }
         assert_eq!(stored.previous, Some(record(16)));
-    }
-
-    #[test]
-    fn goes_back_to_a_hole_that_the_slot_can_fill() {
-        let path = |n: u32| format!("7412/wal/00000001/00000000/0000000100000000{n:08X}.wal");
-        let mut listing: Vec<(String, u64)> =
-            [1, 2, 4, 5, 7].map(|n| (path(n), 1)).into_iter().collect();
-        let end_in = |listing: &[(String, u64)], restart: Option<u64>| {
-            let listing = listing.iter().map(|(path, size)| (path, *size));
-            let catalog = Catalog::from_listing("7412".parse().unwrap(), listing);
-            let end = repository_end(
-                &catalog,
-                SegmentSize::DEFAULT,
-                restart.map(Lsn::new),
-                |_| true,
-            );
-            end.unwrap().end
-        };
-        let end = |restart| end_in(&listing, restart);
-        assert_eq!(end(None), Lsn::new(8 << 24));
-        assert_eq!(end(Some((3 << 24) + 77)), Lsn::new(3 << 24));
-        assert_eq!(end(Some(4 << 24)), Lsn::new(6 << 24));
-        assert_eq!(end(Some(7 << 24)), Lsn::new(8 << 24));
-        // What the server did not have is not asked for again; the next hole is.
-        let gap = "7412/gaps/00000001-0000000003000000-0000000004000000.json";
-        listing.push((gap.to_owned(), 1));
-        assert_eq!(end_in(&listing, Some(3 << 24)), Lsn::new(6 << 24));
     }
 }

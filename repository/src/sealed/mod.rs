@@ -137,8 +137,12 @@ impl Sealer {
             .map_err(|error| unsealable(error.to_string()))?;
         let (payload, payload_crc32) = writer.finish();
 
-        let hide_checksum =
-            self.policy.minimal_descriptor || matches!(facts.key, ObjectKey::Tail { .. });
+        // A history file is told from another one of its length by nothing else; what it says, the lineage of each segment says too.
+        let hide_checksum = match facts.key {
+            ObjectKey::Tail { .. } => true,
+            ObjectKey::History { .. } => false,
+            _ => self.policy.minimal_descriptor,
+        };
         let descriptor = Descriptor {
             format: FORMAT,
             requires: Vec::new(),

@@ -85,9 +85,8 @@ fn recoveries(major: u32) {
         drop(gone);
     }
 
-    // A hole behind the target: PostgreSQL reads ahead, and with the plan of the restore that is no matter.
+    // Behind the target there is nothing, or damage: PostgreSQL reads ahead, and with the plan of the restore that is no matter.
     let beyond = site.name(1, SIZE.segment(site.target).next());
-    let gone = site.without(&site.segment_key(beyond));
     let mut scope = site.plan(site.target);
     scope.path = vec![Leg {
         timeline: 1,
@@ -100,17 +99,28 @@ fn recoveries(major: u32) {
          recovery_target_action = 'promote'\nrecovery_prefetch = try\n",
         site.target
     );
-    let mut targeted = site.recovery("target", Some(&plan), &target);
-    targeted.start();
-    assert_eq!(notes(&targeted), "first");
-    let log = targeted.log();
-    let asked = format!("not in the repository: proven file={beyond}");
-    assert!(
-        log.contains(&asked) || log.contains(&format!("\"{beyond}\"")),
-        "it read ahead\n{log}"
+    let recovers = |folder: &str, said: &str| {
+        let mut targeted = site.recovery(folder, Some(&plan), &target);
+        targeted.start();
+        assert_eq!(notes(&targeted), "first");
+        let log = targeted.log();
+        assert!(log.contains(said), "it read ahead\n{log}");
+    };
+    let key = site.segment_key(beyond);
+    let gone = site.without(&key);
+    recovers(
+        "target",
+        &format!("not in the repository: proven file=\"{beyond}\""),
     );
-    drop(targeted);
     drop(gone);
+    let mut bytes = std::fs::read(site.root.join(key.to_string())).expect("read an object");
+    *bytes.last_mut().expect("it is not empty") ^= 1;
+    let damaged = site.with_bytes(&key, &bytes);
+    recovers(
+        "damaged behind the target",
+        "not served, and not needed: it lies behind the target",
+    );
+    drop(damaged);
 }
 
 #[test]

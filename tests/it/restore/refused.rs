@@ -134,12 +134,24 @@ fn plain_objects_are_restored_despite_an_identity_only_if_told_so() {
 #[test]
 fn a_place_that_is_taken_is_said_and_another_one_continues() {
     let source = Source::start(Server::builder(18).wal_segment_mib(1), false, None);
-    source.server.psql("create table t as select 7 as n");
-    source.backup();
+    // More than one part, and a tablespace that is mapped: what continues finds files that the restore has changed itself.
+    let aside = source.server.scratch().join("aside");
+    fs::create_dir(&aside).unwrap();
+    source.server.psql(&format!(
+        "create tablespace aside location '{}';
+         create table t tablespace aside as select 7 as n;
+         create table filler as select repeat(md5(g::text), 25) from generate_series(1, 90000) g",
+        aside.display()
+    ));
+    let backup = source.backup();
+    assert!(backup["stored_bytes"].as_u64() > Some(0), "{backup}");
     wait_until_stored(&source.server);
     let restorer = &source.restorer;
     let mut place = restorer.place("taken");
-    let mut arguments = restorer.arguments(&place, &["--to", "latest"]);
+    let mapped = restorer.scratch.join("mapped");
+    let mapping = format!("{}={}", aside.display(), mapped.display());
+    let arguments = ["--to", "latest", "--map-tablespace", &mapping];
+    let mut arguments = restorer.arguments(&place, &arguments);
 
     // The port asked for.
     let port = place.port.number();
@@ -164,6 +176,10 @@ fn a_place_that_is_taken_is_said_and_another_one_continues() {
     assert!(refused.stdout.contains("with --port"), "{refused}");
     assert!(!place.data.join("global/pg_control").exists());
     drop(listener);
+    let state = fs::read_to_string(place.data.join("pg_wal/walden/restoring.json")).unwrap();
+    let map = fs::read_to_string(place.data.join("tablespace_map")).unwrap();
+    assert!(map.contains(mapped.to_str().unwrap()), "{map}");
+    assert!(state.contains("\"base\""), "a part is remembered: {state}");
     arguments.extend(port);
     place.said = restorer.walden.run(&arguments).expect_success().json();
     assert_eq!(place.said["resumed"], true);
