@@ -228,6 +228,31 @@ fn a_region_split_at_one_point_with_records_at_the_same_positions() {
     );
 }
 
+/// The other side of a split is listed first. Its history file is another one, which is no fault of the repository.
+#[test]
+fn run_passes_over_a_server_with_another_history() {
+    let (_primary, scene, west, east) = parted(18, false);
+    let run = scene.run(&west);
+    mark(&west, "west");
+    wait_until_safe(&west);
+    terminate(run);
+    let before = scene.objects();
+    mark(&east, "east");
+    let hosts = [&east, &west].map(|server| server.socket_directory().display().to_string());
+    let conninfo = format!("host={} port=5432 user=postgres", hosts.join(","));
+    let walden = &scene.site.walden;
+    let run = walden.receive(&west, ["run", "--postgres", &conninfo]);
+    mark(&west, "west again");
+    wait_until_safe(&west);
+    let log = terminate(run);
+    assert!(log.contains("trying the next one listed"), "{log}");
+    before.are_untouched_in(&scene);
+    scene.restores(
+        &["--to", "latest", "--timeline", "latest"],
+        &["both", "west", "west again", "west of the split"],
+    );
+}
+
 /// A restored clone was opened, and before it is adopted a standby is promoted to the same timeline and archives. It is not let in beside
 /// that, and goes on in a place of its own.
 #[test]

@@ -4,7 +4,7 @@
 use super::scene::{
     DEADLINE, Scene, mark, terminate, wait_until_replayed, wait_until_safe, write_wal,
 };
-use crate::support::postgres::Server;
+use crate::support::postgres::{Server, Stop};
 use crate::support::wait_until;
 
 fn streams_to_walden(server: &Server) -> bool {
@@ -76,4 +76,39 @@ fn run_goes_over_to_the_server_that_fits() {
     assert!(log.contains("made a slot on a standby"), "{log}");
     before.are_untouched_in(&scene);
     scene.restores(&["--to", "latest"], &["first", "second", "second again"]);
+}
+
+/// The new primary archives by itself what it writes, not what it received before it was promoted. That stands in nobody's way: `run` goes back to
+/// it, as long as the slot keeps it.
+#[test]
+fn run_goes_back_to_what_is_missing_before_a_promotion() {
+    let (mut primary, scene) = Scene::new(17);
+    let standby = primary.standby();
+    standby.psql("select pg_create_physical_replication_slot('walden', true)");
+    let run = scene.run(&primary);
+    scene.backup(&primary);
+    mark(&primary, "before");
+    wait_until_safe(&primary);
+    terminate(run);
+    mark(&primary, "missing");
+    write_wal(&primary, 3);
+    wait_until_replayed(&standby, &primary);
+    primary.stop(Stop::Immediate, DEADLINE);
+    standby.promote();
+    scene.push_from(&standby);
+    mark(&standby, "promoted");
+    write_wal(&standby, 2);
+    scene.finish_segment(&standby);
+    standby.psql("alter system set archive_command = ''; select pg_reload_conf()");
+
+    let run = scene.run(&standby);
+    mark(&standby, "received");
+    wait_until_safe(&standby);
+    terminate(run);
+    let (code, status) = scene.status(&standby);
+    assert_ne!(code, 5, "{status}");
+    scene.restores(
+        &["--to", "latest"],
+        &["before", "missing", "promoted", "received"],
+    );
 }
