@@ -7,6 +7,7 @@
 use wal_format::{Lsn, SegmentSize};
 
 use super::{Receiver, error_text};
+use crate::error::ServerErrorKind;
 use crate::replication::{
     Connection, ConnectionInfo, Deadlines, Mode, SlotPosition, SlotStatus, WalStatus,
 };
@@ -118,9 +119,14 @@ impl Receiver {
     }
 
     async fn make_slot(&self, connection: &mut Connection) -> Result<Option<Lsn>> {
-        connection
+        match connection
             .create_physical_slot(&self.config.slot, true)
-            .await?;
+            .await
+        {
+            // Another `run` was faster: whose turn it is shows when one of us streams.
+            Err(error) if error.server_kind() == Some(ServerErrorKind::SlotExists) => {}
+            made => drop(made?),
+        }
         let position = connection.read_slot(&self.config.slot).await?;
         Ok(position.and_then(|position| position.restart_lsn))
     }
