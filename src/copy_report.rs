@@ -141,7 +141,6 @@ fn cluster_json(copied: &Copied) -> Value {
         "missing_bytes": missing.bytes(),
         "present_objects": missing.present.len(),
         "differing_objects": missing.differing.len(),
-        "covered_tail_chunks": missing.covered_tails,
         "unfinished_backups": unfinished,
         "unknown_objects": missing.unknown,
     });

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use repository::catalog::{Catalog, TimelineObjects};
 use repository::descriptor::WalDescriptor;
-use repository::key::{ObjectKey, all_wal_prefix, tail_prefix};
-use repository::several::{Absence, Union};
+use repository::key::ObjectKey;
+use repository::several::Absence;
 use repository::wal::{describe, lineage};
 use wal_format::{
     DecoderConfig, Lsn, SegmentName, SegmentScanner, SegmentSize, TimelineHistory, TimelineId,
@@ -213,7 +213,7 @@ async fn look(
     name: SegmentName,
     planned: Option<u32>,
 ) -> Result<Look> {
-    let listed = list_wal(source).await?;
+    let listed = source.repository.list_wal(source.cluster).await?;
     // What only they hold is not known. What the plan of a restore does not need may be said to be absent all the same.
     let unanswered = listed.unknown(&name.to_string());
     let catalog = listed.catalog;
@@ -403,23 +403,6 @@ async fn check_records(
             .await?;
     }
     Ok(())
-}
-
-async fn list_wal(source: &SegmentSource) -> Result<Union> {
-    let cluster = source.cluster;
-    let mut listed = source
-        .repository
-        .list_below(cluster, &all_wal_prefix(cluster))
-        .await?;
-    let tails = source
-        .repository
-        .list_below(cluster, &tail_prefix(cluster))
-        .await?;
-    for (timeline, objects) in tails.catalog.timelines {
-        listed.catalog.timelines.entry(timeline).or_default().tails = objects.tails;
-    }
-    listed.unanswered.extend(tails.unanswered);
-    Ok(listed)
 }
 
 async fn fetch_histories(

@@ -22,7 +22,7 @@ pub struct Catalog {
     pub acknowledged: BTreeSet<GapRange>,
     /// Roll-ups by timeline and log: tag and stored size in bytes. Several may exist.
     pub roll_ups: BTreeMap<(TimelineId, u32), BTreeSet<(u32, u64)>>,
-    /// Objects whose path is no key of format 1; counted, never touched.
+    /// Objects whose path is no key of format 1; counted, never touched. One among tail chunks that are not listed is not counted either.
     pub unknown: u64,
 }
 
@@ -35,7 +35,7 @@ pub struct TimelineObjects {
     pub segments: BTreeMap<SegmentName, u64>,
     /// Last, partial segments: name, tag and stored size in bytes. Several may exist.
     pub partials: BTreeSet<PartialObject>,
-    /// Tail chunks by segment.
+    /// Tail chunks by segment. Listings leave out those of segments that are sealed, but several together may hold some.
     pub tails: BTreeMap<SegmentName, BTreeSet<TailChunk>>,
 }
 
@@ -136,7 +136,7 @@ impl Catalog {
         catalog
     }
 
-    fn add(&mut self, key: &ObjectKey, size: u64) {
+    pub(crate) fn add(&mut self, key: &ObjectKey, size: u64) {
         match key {
             ObjectKey::Repository
             | ObjectKey::Rescue
@@ -236,6 +236,23 @@ impl Catalog {
             self.roll_ups.entry(log).or_default().extend(tags);
         }
         self.unknown += other.unknown;
+    }
+
+    /// Whether a segment is stored sealed, so that nothing needs its tail chunks.
+    #[must_use]
+    pub fn is_sealed(&self, name: SegmentName) -> bool {
+        let objects = self.timelines.get(&name.timeline);
+        objects.is_some_and(|objects| objects.segments.contains_key(&name))
+    }
+
+    /// Forgets the tail chunks of segments that are stored sealed.
+    pub(crate) fn forget_covered(&mut self) {
+        for TimelineObjects {
+            segments, tails, ..
+        } in self.timelines.values_mut()
+        {
+            tails.retain(|name, _| !segments.contains_key(name));
+        }
     }
 
     fn timeline(&mut self, timeline: TimelineId) -> &mut TimelineObjects {

@@ -80,8 +80,6 @@ pub struct Missing {
     pub differing: Vec<Item>,
     /// What both have with the same size.
     pub present: Vec<Item>,
-    /// Tail chunks that a sealed segment covers: not needed.
-    pub covered_tails: u64,
     /// Backups that the source holds unfinished: they do not exist.
     pub unfinished_backups: BTreeSet<BackupLabel>,
     /// Objects of the source whose path is no key of format 1.
@@ -145,7 +143,7 @@ pub fn missing<F: AsRef<str>, T: AsRef<str>>(
     for item in objects {
         match &item.key {
             ObjectKey::Tail { cluster, name, .. } if sealed.contains(&(*cluster, *name)) => {
-                found.covered_tails += 1;
+                // A sealed segment of the target covers it; listings leave out those that one of the source does.
                 continue;
             }
             ObjectKey::Backup { cluster, label, .. }

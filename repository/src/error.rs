@@ -108,7 +108,19 @@ pub enum Error {
         /// First byte not asked for.
         end: u64,
     },
-    /// The store answered with something that fits no rule, for example more keys than a listing may hold.
+    /// More objects than a listing may hold in memory: nothing is damaged, and what is stored can be read by its name. Not retried inside the
+    /// store; it passes once somebody has made room.
+    #[error(
+        "{location}: more than {limit} objects, too many for one listing to hold in memory (nothing is damaged): remove what is no longer \
+         needed, or go on in a new repository"
+    )]
+    TooManyObjects {
+        /// URL of the folder.
+        location: String,
+        /// How many a listing may hold.
+        limit: usize,
+    },
+    /// The store answered with something that fits no rule.
     #[error("{location}: {reason}")]
     StoreAnswer {
         /// URL of the object or listing.
@@ -242,7 +254,9 @@ impl Error {
                 ErrorClass::Config
             }
             Error::NotFound { .. } => ErrorClass::NotFound,
-            Error::Unavailable { .. } | Error::StoreFull { .. } => ErrorClass::Retry,
+            Error::Unavailable { .. } | Error::StoreFull { .. } | Error::TooManyObjects { .. } => {
+                ErrorClass::Retry
+            }
             Error::ObjectTooLarge { .. }
             | Error::RangeOutside { .. }
             | Error::StoreAnswer { .. } => ErrorClass::Corrupt,

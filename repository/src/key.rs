@@ -342,16 +342,40 @@ pub fn all_wal_prefix(cluster: ClusterId) -> String {
     format!("{cluster}/wal/")
 }
 
-/// Prefix of the tail chunks of all timelines.
+/// Prefix of the tail chunks of all timelines. Only `listing.rs` lists them: most may be garbage.
 #[must_use]
-pub fn tail_prefix(cluster: ClusterId) -> String {
+pub(crate) fn tail_prefix(cluster: ClusterId) -> String {
     format!("{cluster}/tail/")
 }
 
 /// Prefix of the tail chunks of a timeline.
 #[must_use]
-pub fn timeline_tail_prefix(cluster: ClusterId, timeline: TimelineId) -> String {
+pub(crate) fn timeline_tail_prefix(cluster: ClusterId, timeline: TimelineId) -> String {
     format!("{cluster}/tail/{:08X}/", timeline.get())
+}
+
+/// Where in `folder` (a prefix) to begin a listing behind everything of `segment`: the name of no object, behind `<24 hex>.` and before the next
+/// segment's. Its last character is to spare, as a back end may drop it to be on the safe side.
+#[must_use]
+pub(crate) fn behind_segment(folder: &str, segment: SegmentName) -> String {
+    format!("{folder}{segment}~~")
+}
+
+/// Where in `folder` (a prefix) to begin a listing before everything of `segment` and behind earlier ones; `None`: at its beginning.
+#[must_use]
+pub(crate) fn before_segment(folder: &str, segment: SegmentName) -> Option<String> {
+    let (timeline, log) = (segment.timeline, segment.log);
+    match (segment.segment.checked_sub(1), log.checked_sub(1)) {
+        (Some(before), _) => {
+            let before = SegmentName {
+                segment: before,
+                ..segment
+            };
+            Some(behind_segment(folder, before))
+        }
+        (None, Some(log)) => Some(format!("{folder}{:08X}{log:08X}~~", timeline.get())),
+        (None, None) => None,
+    }
 }
 
 /// Prefix of all base backups of a cluster.

@@ -14,6 +14,7 @@ pub mod gap;
 pub mod identity;
 pub mod index;
 pub mod key;
+mod listing;
 pub mod manifest;
 pub mod mirror;
 pub mod names;

@@ -1,7 +1,7 @@
 //! One repository: the domain's operations on a store.
 //!
 //! Owns the answer to "already exists" (never overwritten; the same contents are success, others a conflict), fetching with every
-//! check, and listings as a catalogue. Does not own requests and retries (`store.rs`) or sealing (`sealed/`).
+//! check. Does not own listings (`listing.rs`), requests and retries (`store.rs`) or sealing (`sealed/`).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,13 +11,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::backup::BackupDescriptor;
-use crate::catalog::Catalog;
 use crate::cluster::{ClusterDocument, RepositoryDocument, check_version};
 use crate::descriptor::Descriptor;
 use crate::index::{self, RollUp};
 use crate::key::{BackupLabel, BackupObject, ClusterId, ObjectKey};
 use crate::sealed::{MAX_HEADER_BYTES, OpenPolicy, Sealed, described, read_descriptor};
-use crate::store::{Deadlines, Listed, PutOutcome, Store};
+use crate::store::{Deadlines, PutOutcome, Store};
 use crate::{Error, Result};
 
 /// Largest `backup.json`, in bytes: that of some ten terabytes.
@@ -26,8 +25,6 @@ const MAX_BACKUP_DOCUMENT_BYTES: u64 = 256 << 20;
 const MAX_DOCUMENT_BYTES: u64 = 1 << 20;
 /// Room for what sealing adds to incompressible bytes: header, frame, tags.
 const SEALING_OVERHEAD: u64 = 1 << 20;
-/// Folders below a cluster's that are listed each for itself: kind, timeline or backup, log.
-const CLUSTER_LEVELS: usize = 3;
 /// How often a put starts over when the object it met is gone again.
 const MAX_PUT_ROUNDS: u32 = 3;
 
@@ -64,6 +61,10 @@ impl Repository {
             name: Arc::clone(&self.name),
             store: self.store.hurried(waiting, failing),
         }
+    }
+
+    pub(crate) fn store(&self) -> &Store {
+        &self.store
     }
 
     /// How long its operations may take.
@@ -264,21 +265,6 @@ impl Repository {
         Ok(clusters)
     }
 
-    /// Lists everything of a cluster. A large one is listed folder by folder, several at a time: WAL by timeline and log, backups by label.
-    ///
-    /// # Errors
-    /// `Retry`, `Config` from the store.
-    pub async fn list(&self, cluster: ClusterId) -> Result<Catalog> {
-        let listing = self
-            .store
-            .list_wide(&cluster.to_string(), CLUSTER_LEVELS)
-            .await?;
-        Ok(Catalog::from_listing(
-            cluster,
-            listing.iter().map(|object| (&object.path, object.size)),
-        ))
-    }
-
     /// Stores a roll-up.
     ///
     /// # Errors
@@ -305,28 +291,6 @@ impl Repository {
         let limit = index::MAX_STORED_BYTES as u64;
         let bytes = self.store.fetch(&key.to_string(), limit).await?;
         RollUp::parse(key, &bytes)
-    }
-
-    /// Lists a cluster's objects below a prefix of `key.rs`.
-    ///
-    /// # Errors
-    /// `Retry`, `Config` from the store.
-    pub async fn list_below(&self, cluster: ClusterId, prefix: &str) -> Result<Catalog> {
-        let listing = self.store.list(prefix.trim_end_matches('/')).await?;
-        Ok(Catalog::from_listing(
-            cluster,
-            listing.iter().map(|object| (&object.path, object.size)),
-        ))
-    }
-
-    /// Lists every object of a cluster as the store names it, as [`Repository::list`] does, in the order of their paths.
-    ///
-    /// # Errors
-    /// `Retry`, `Config` from the store.
-    pub async fn list_objects(&self, cluster: ClusterId) -> Result<Vec<Listed>> {
-        self.store
-            .list_wide(&cluster.to_string(), CLUSTER_LEVELS)
-            .await
     }
 
     /// Fetches an object as it is stored, of at most `limit` plain bytes. Nothing is checked.

@@ -14,6 +14,7 @@ use crate::cluster::ClusterDocument;
 use crate::descriptor::WalDescriptor;
 use crate::key::ObjectKey;
 use crate::sealed::{BufferPool, Compression, Facts, SealPolicy, Sealed, Sealer};
+use crate::store::seam::PAGE_SIZE;
 use crate::store::{Deadlines, Store};
 
 /// How tests seal what need not be secret: not encrypted, LZ4, full descriptors.
@@ -53,9 +54,14 @@ pub fn cluster_document(system_identifier: u64) -> ClusterDocument {
 impl Store {
     /// An empty store in memory, shared by its clones.
     pub fn in_memory() -> Store {
+        Self::in_memory_paged(PAGE_SIZE)
+    }
+
+    /// As [`Store::in_memory`], with fewer objects in a page of a listing than stores give.
+    pub fn in_memory_paged(page_size: usize) -> Store {
         Store::with_backend(
             "memory:".into(),
-            Arc::new(memory::MemoryBackend::default()),
+            Arc::new(memory::MemoryBackend::new(page_size)),
             Deadlines::default(),
             1,
         )

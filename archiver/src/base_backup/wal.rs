@@ -1,13 +1,13 @@
 //! Whether the repositories hold the WAL that a base backup needs, each by itself, and waiting until they do.
 //!
-//! Reads names only: a listing of one log (4 GiB of WAL) and of the tail chunks at a time, from where the last look ended. Does not read
-//! what objects say of themselves: that a chain holds is proven by whoever restores (`pitr`).
+//! Reads names only: a listing of what lies behind the place where the last look ended. Does not read what objects say of themselves:
+//! that a chain holds is proven by whoever restores (`pitr`).
 
 use std::time::{Duration, Instant};
 
 use repository::catalog::TimelineObjects;
 use repository::cluster::ClusterDocument;
-use repository::key::{ClusterId, log_prefix, timeline_tail_prefix};
+use repository::key::ClusterId;
 use repository::manifest::WalRange;
 use repository::{ErrorClass, Repository};
 use wal_format::{Lsn, SegmentName, SegmentSize, TimelineId};
@@ -46,7 +46,7 @@ impl StoredWal<'_> {
         self.holders.each(wait).await.map(drop)
     }
 
-    /// End of the WAL stored for a timeline, as far as the log of `near` and the tail chunks show, where most is stored.
+    /// End of the WAL stored for a timeline from the log of `near` on, where most is stored.
     pub(super) async fn end(self, timeline: TimelineId, near: Lsn) -> Result<Option<Lsn>> {
         let ends = self
             .holders
@@ -143,14 +143,16 @@ impl WalIn<'_> {
         Ok(())
     }
 
-    /// How far WAL is stored without a hole from `from` on, at most one log further than it.
+    /// How far WAL is stored without a hole from `from` on.
     async fn stored_to(self, timeline: TimelineId, from: Lsn, to: Lsn) -> Result<Lsn> {
         let objects = self.list(timeline, from).await?;
         Ok(contiguous_to(&objects, timeline, self.size, from, to))
     }
 
     async fn end(self, timeline: TimelineId, near: Lsn) -> Result<Option<Lsn>> {
-        let objects = self.list(timeline, near).await?;
+        // From the log's beginning: what lies before `near` is an answer too.
+        let log = Lsn::new(near.as_u64() & !u64::from(u32::MAX));
+        let objects = self.list(timeline, log).await?;
         let size = self.size;
         let sealed = objects.segments.keys().next_back();
         let sealed = sealed.and_then(|name| Some(size.end(name.number(size)?)));
@@ -161,22 +163,11 @@ impl WalIn<'_> {
         Ok(sealed.max(tails))
     }
 
-    /// Segments of the log of `at`, and all tail chunks, of a timeline.
+    /// What is stored of a timeline from the segment of `at` on.
     async fn list(self, timeline: TimelineId, at: Lsn) -> Result<TimelineObjects> {
         let segment = SegmentName::new(timeline, self.size.segment(at), self.size);
-        let prefixes = [
-            log_prefix(self.cluster, segment),
-            timeline_tail_prefix(self.cluster, timeline),
-        ];
-        let mut objects = TimelineObjects::default();
-        for prefix in prefixes {
-            let mut found = self.repository.list_below(self.cluster, &prefix).await?;
-            if let Some(found) = found.timelines.remove(&timeline) {
-                objects.segments.extend(found.segments);
-                objects.tails.extend(found.tails);
-            }
-        }
-        Ok(objects)
+        let mut found = (self.repository.list_wal_from(self.cluster, segment)).await?;
+        Ok(found.timelines.remove(&timeline).unwrap_or_default())
     }
 }
 

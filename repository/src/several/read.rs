@@ -12,7 +12,7 @@ use crate::catalog::Catalog;
 use crate::cluster::{ClusterDocument, RepositoryDocument};
 use crate::descriptor::Descriptor;
 use crate::index::RollUp;
-use crate::key::{BackupLabel, BackupObject, ClusterId, ObjectKey};
+use crate::key::{BackupLabel, BackupObject, ClusterId, ObjectKey, all_wal_prefix};
 use crate::sealed::OpenPolicy;
 use crate::{Error, ErrorClass, Repository, Result};
 
@@ -143,13 +143,13 @@ impl Repositories {
         self.union(&cluster.to_string(), list).await
     }
 
-    /// Lists a cluster's objects below a prefix of `key.rs` that they hold together, as [`Repositories::list`].
+    /// Lists the WAL that they hold together, as [`Repository::list_wal`] and [`Repositories::list`].
     ///
     /// # Errors
     /// None of them answers.
-    pub async fn list_below(&self, cluster: ClusterId, prefix: &str) -> Result<Union> {
-        let list = |one: Repository| async move { one.list_below(cluster, prefix).await };
-        self.union(prefix, list).await
+    pub async fn list_wal(&self, cluster: ClusterId) -> Result<Union> {
+        let list = |one: Repository| async move { one.list_wal(cluster).await };
+        self.union(&all_wal_prefix(cluster), list).await
     }
 
     /// How long an operation may take that one of them does not answer.

@@ -246,13 +246,15 @@ impl State {
         let after = request.token.as_deref().or(request.after.as_deref());
         let mut walk = Walk {
             page: Page::default(),
+            cut_behind: None,
             after,
             delimited: request.delimited,
         };
         let full = walk.folder(&self.root.join(&request.folder), &request.folder, 0)?;
         let mut page = walk.page;
         if full {
-            page.token = page.objects.last().map(|listed| listed.path.clone());
+            let last = page.objects.last().map(|listed| listed.path.clone());
+            page.token = walk.cut_behind.or(last);
         }
         Ok(page)
     }
@@ -267,6 +269,8 @@ enum Root {
 /// Depth-first in byte order of whole paths, so `a.b` comes before `a/b`.
 struct Walk<'a> {
     page: Page,
+    /// The last file looked at of a folder whose other files were left out, although some before them were none to list.
+    cut_behind: Option<String>,
     after: Option<&'a str>,
     delimited: bool,
 }
@@ -282,7 +286,15 @@ impl Walk<'_> {
                 folder.display().to_string(),
             ));
         }
-        for (name, is_folder) in sorted_entries(folder)? {
+        // Files that earlier pages had, and more than this one takes, are not even remembered: a folder may hold millions.
+        let passed = self.after.and_then(|after| below(path, after));
+        let most = match self.delimited {
+            true => usize::MAX,
+            false => PAGE_SIZE,
+        };
+        let entries = sorted_entries(folder, passed, most)?;
+        let mut last = None;
+        for (name, is_folder) in entries.names {
             let path = if path.is_empty() {
                 name.clone()
             } else {
@@ -297,6 +309,7 @@ impl Walk<'_> {
                     return Ok(true);
                 }
             } else if self.after.is_none_or(|after| path.as_str() > after) {
+                last = entries.is_cut.then(|| path.clone());
                 if let Some(listed) = listed(&folder.join(&name), path)? {
                     self.page.objects.push(listed);
                 }
@@ -305,7 +318,8 @@ impl Walk<'_> {
                 }
             }
         }
-        Ok(false)
+        self.cut_behind = last;
+        Ok(self.cut_behind.is_some())
     }
 
     /// Whether everything in this folder comes before the place where the page begins.
@@ -316,16 +330,33 @@ impl Walk<'_> {
     }
 }
 
-/// Names in a folder and whether each is a folder, in the order of whole paths. A missing folder is empty.
-fn sorted_entries(folder: &Path) -> Result<Vec<(String, bool)>, Failure> {
+/// The rest of a path behind a folder.
+fn below<'a>(folder: &str, path: &'a str) -> Option<&'a str> {
+    match folder {
+        "" => Some(path),
+        folder => path.strip_prefix(folder)?.strip_prefix('/'),
+    }
+}
+
+/// What is in a folder.
+#[derive(Default)]
+struct Entries {
+    /// Names, and whether each is a folder, in the order of whole paths.
+    names: Vec<(String, bool)>,
+    /// There is more behind the last one, which is a file.
+    is_cut: bool,
+}
+
+/// Folders, and the first `most` files or somewhat more behind `passed`. A missing folder is empty.
+fn sorted_entries(folder: &Path, passed: Option<&str>, most: usize) -> Result<Entries, Failure> {
     let entries = match std::fs::read_dir(folder) {
         Ok(entries) => entries,
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
-            return Ok(Vec::new());
+            return Ok(Entries::default());
         }
         Err(error) => return Err(io_failure(&error, "list")),
     };
-    let mut names = Vec::new();
+    let (mut files, mut folders, mut is_cut) = (Vec::new(), Vec::new(), false);
     for entry in entries {
         let entry = entry.map_err(|error| io_failure(&error, "list"))?;
         let name = entry.file_name();
@@ -344,13 +375,26 @@ fn sorted_entries(folder: &Path) -> Result<Vec<(String, bool)>, Failure> {
         } else {
             kind.is_dir()
         };
-        names.push((name, is_folder));
+        if is_folder {
+            folders.push((name, true));
+        } else if passed.is_none_or(|passed| name.as_str() > passed) {
+            files.push((name, false));
+        }
+        if files.len() > most.saturating_mul(2) {
+            keep_first(&mut files, most);
+            is_cut = true;
+        }
+    }
+    if is_cut {
+        keep_first(&mut files, most);
     }
     // A name seen here may be of a writer that died before it flushed the folder; who sees it may rely on it. Readers without the right
     // to flush only read.
     if let Err(error) = durable::sync_dir(folder) {
         tracing::debug!(folder = %folder.display(), %error, "could not flush a listed folder");
     }
+    let mut names = files;
+    names.append(&mut folders);
     names.sort_by_cached_key(|(name, is_folder)| {
         if *is_folder {
             format!("{name}/")
@@ -358,7 +402,19 @@ fn sorted_entries(folder: &Path) -> Result<Vec<(String, bool)>, Failure> {
             name.clone()
         }
     });
-    Ok(names)
+    if is_cut {
+        // Folders behind the last file come behind files that were left out.
+        let files = names.iter().rposition(|(_, is_folder)| !is_folder);
+        names.truncate(files.map_or(0, |last| last + 1));
+    }
+    Ok(Entries { names, is_cut })
+}
+
+fn keep_first(files: &mut Vec<(String, bool)>, most: usize) {
+    if most < files.len() {
+        files.select_nth_unstable(most);
+        files.truncate(most);
+    }
 }
 
 fn listed(file: &Path, path: String) -> Result<Option<Listed>, Failure> {

@@ -3,6 +3,7 @@
 //! Does not know what the paths and bytes mean: "already exists" is a question that the caller answers by reading.
 
 mod backend;
+mod listing;
 mod local;
 mod location;
 mod remote;
@@ -25,15 +26,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use futures_util::{StreamExt, TryStreamExt};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
-use backend::{Backend, Failure, FailureKind, Fetched, PageRequest};
+use backend::{Backend, Failure, FailureKind, Fetched};
 use local::LocalBackend;
 use location::Location;
 use retry::Backoff;
 
+pub use listing::{Listed, MAX_LISTED, Pages};
 pub use location::StoreOptions;
 pub use retry::{Deadlines, MIN_TRANSFER_RATE};
 
@@ -42,9 +43,6 @@ use crate::{Error, Result};
 
 /// Requests under way at a time in one [`Store`] and its clones: a burst opens no more connections than this.
 pub const MAX_CONCURRENT_REQUESTS: usize = 16;
-
-/// Objects that [`Store::list`] collects at most; more are read by [`Store::pages`].
-pub const MAX_LISTED: usize = 1_000_000;
 
 /// Longest path of an object in bytes, the prefix of the repository included: S3 allows 1024.
 pub const MAX_PATH_LENGTH: usize = 1000;
@@ -64,17 +62,6 @@ pub enum PutOutcome {
     /// An object is there. It may be ours (a lost reply), the same bytes from somebody else, or a conflict: read it.
     /// Rarely (a conflicting write in flight) there is none yet: then put again.
     AlreadyExists,
-}
-
-/// An object in a listing.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listed {
-    /// Path below the repository's root.
-    pub path: String,
-    /// Size in bytes.
-    pub size: u64,
-    /// When it was written, by the store's clock.
-    pub last_modified: SystemTime,
 }
 
 /// What a store says of one object.
@@ -349,117 +336,6 @@ impl Store {
         }
     }
 
-    /// All objects below `folder` (without a closing slash; empty for the root), at any depth, in byte order of their paths.
-    ///
-    /// # Errors
-    /// `StoreAnswer` when there are more than [`MAX_LISTED`].
-    pub async fn list(&self, folder: &str) -> Result<Vec<Listed>> {
-        self.collect(self.pages(folder, None)?, folder).await
-    }
-
-    /// As [`Store::list`], only paths greater than `start_after` (a full path below the root, which need not exist).
-    ///
-    /// # Errors
-    /// As [`Store::list`].
-    pub async fn list_after(&self, folder: &str, start_after: &str) -> Result<Vec<Listed>> {
-        self.collect(self.pages(folder, Some(start_after))?, folder)
-            .await
-    }
-
-    /// A listing in pages of at most 1000 objects, for folders that may hold any number. Objects are in byte order within a page;
-    /// across pages only as far as the store lists in byte order (AWS and `file://` do).
-    ///
-    /// # Errors
-    /// `InvalidPath`.
-    pub fn pages(&self, folder: &str, start_after: Option<&str>) -> Result<Pages> {
-        if !folder.is_empty() {
-            checked(folder)?;
-        }
-        let after = start_after.map(str::to_owned);
-        let request = PageRequest {
-            folder: folder.to_owned(),
-            after,
-            delimited: false,
-            token: None,
-        };
-        Ok(Pages {
-            store: self.clone(),
-            next: Some(request),
-        })
-    }
-
-    /// As [`Store::list`], for folders that may hold very much: what does not fit one page is listed folder by folder for `levels` levels,
-    /// and everything below those at once, several requests at a time.
-    ///
-    /// # Errors
-    /// As [`Store::list`].
-    pub async fn list_wide(&self, folder: &str, levels: usize) -> Result<Vec<Listed>> {
-        let mut pages = self.pages(folder, None)?;
-        let first = pages.next().await?.unwrap_or_default();
-        if pages.next.is_none() {
-            return Ok(first);
-        }
-        let mut all = Vec::new();
-        let mut folders = vec![folder.to_owned()];
-        for _ in 0..levels {
-            let requests = folders
-                .into_iter()
-                .map(|folder| async move { self.level(&folder).await });
-            let mut found = futures_util::stream::iter(requests).buffered(MAX_CONCURRENT_REQUESTS);
-            let mut deeper = Vec::new();
-            while let Some((objects, folders)) = found.try_next().await? {
-                all.extend(objects);
-                deeper.extend(folders);
-                self.limited(all.len(), folder)?;
-            }
-            drop(found);
-            folders = deeper;
-        }
-        let requests = folders
-            .into_iter()
-            .map(|folder| async move { self.list(&folder).await });
-        let mut found = futures_util::stream::iter(requests).buffered(MAX_CONCURRENT_REQUESTS);
-        while let Some(objects) = found.try_next().await? {
-            all.extend(objects);
-            self.limited(all.len(), folder)?;
-        }
-        all.sort_unstable_by(|one, other| one.path.cmp(&other.path));
-        Ok(all)
-    }
-
-    /// Full paths of the folders directly below `folder`, in byte order, without closing slashes.
-    ///
-    /// # Errors
-    /// As [`Store::list`].
-    pub async fn list_folders(&self, folder: &str) -> Result<Vec<String>> {
-        Ok(self.level(folder).await?.1)
-    }
-
-    /// The objects directly in `folder`, and the folders there.
-    async fn level(&self, folder: &str) -> Result<(Vec<Listed>, Vec<String>)> {
-        if !folder.is_empty() {
-            checked(folder)?;
-        }
-        let mut request = PageRequest {
-            folder: folder.to_owned(),
-            after: None,
-            delimited: true,
-            token: None,
-        };
-        let (mut objects, mut folders) = (Vec::new(), Vec::new());
-        loop {
-            let page = self.page(&request).await?;
-            objects.extend(page.objects);
-            folders.extend(page.folders);
-            self.limited(objects.len().saturating_add(folders.len()), folder)?;
-            let Some(token) = page.token else { break };
-            request.token = Some(token);
-        }
-        folders.sort_unstable();
-        folders.dedup();
-        Ok((objects, folders))
-    }
-
     async fn read(&self, path: &str, range: Option<Range<u64>>, limit: u64) -> Result<Fetched> {
         checked(path)?;
         let deadline = self.shared.deadlines.request_of(limit);
@@ -471,37 +347,6 @@ impl Store {
                 .complete(range.as_ref())
         };
         self.attempts(path, limit, deadline, read).await
-    }
-
-    async fn collect(&self, mut pages: Pages, folder: &str) -> Result<Vec<Listed>> {
-        let mut all = Vec::new();
-        while let Some(page) = pages.next().await? {
-            all.extend(page);
-            self.limited(all.len(), folder)?;
-        }
-        all.sort_unstable_by(|one: &Listed, other| one.path.cmp(&other.path));
-        all.dedup_by(|one, other| one.path == other.path);
-        Ok(all)
-    }
-
-    fn limited(&self, count: usize, folder: &str) -> Result<()> {
-        if count <= MAX_LISTED {
-            return Ok(());
-        }
-        let reason = format!("more than {MAX_LISTED} objects in one listing");
-        Err(Error::StoreAnswer {
-            location: self.url_of(folder),
-            reason,
-            source: None,
-        })
-    }
-
-    async fn page(&self, request: &PageRequest) -> Result<backend::Page> {
-        let deadline = self.shared.deadlines.request;
-        self.attempts(&request.folder, 0, deadline, || {
-            self.shared.backend.list_page(request)
-        })
-        .await
     }
 
     /// Runs one operation until it succeeds, fails for good, or the total deadline is over. `limit` is the reader's, for messages.
@@ -630,34 +475,6 @@ impl Store {
                 source,
             },
         }
-    }
-}
-
-/// A listing being read page by page.
-#[derive(Debug)]
-pub struct Pages {
-    store: Store,
-    /// `None`: all pages were read.
-    next: Option<PageRequest>,
-}
-
-impl Pages {
-    /// The next page, in byte order of paths; `None` after the last. An empty page does not mean the end.
-    ///
-    /// # Errors
-    /// As [`Store::list`]; the same page can be asked for again.
-    pub async fn next(&mut self) -> Result<Option<Vec<Listed>>> {
-        let Some(request) = &mut self.next else {
-            return Ok(None);
-        };
-        let mut page = self.store.page(request).await?;
-        page.objects
-            .sort_unstable_by(|one, other| one.path.cmp(&other.path));
-        match page.token {
-            Some(token) => request.token = Some(token),
-            None => self.next = None,
-        }
-        Ok(Some(page.objects))
     }
 }
 

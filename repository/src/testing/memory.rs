@@ -8,15 +8,23 @@ use std::time::SystemTime;
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 
-use crate::store::seam::{Backend, Failure, FailureKind, Fetched, PAGE_SIZE, Page, PageRequest};
+use crate::store::seam::{Backend, Failure, FailureKind, Fetched, Page, PageRequest};
 use crate::store::{Listed, ObjectMeta, PutOutcome};
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct MemoryBackend {
+    page_size: usize,
     objects: Mutex<BTreeMap<String, (Bytes, SystemTime)>>,
 }
 
 impl MemoryBackend {
+    pub(super) fn new(page_size: usize) -> Self {
+        Self {
+            page_size,
+            objects: Mutex::default(),
+        }
+    }
+
     fn with<T>(&self, work: impl FnOnce(&mut BTreeMap<String, (Bytes, SystemTime)>) -> T) -> T {
         work(&mut self.objects.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -107,7 +115,7 @@ impl Backend for MemoryBackend {
                     last_modified: *last_modified,
                 };
                 page.objects.push(listed);
-                if page.objects.len() >= PAGE_SIZE {
+                if page.objects.len() >= self.page_size {
                     page.token = Some(path.clone());
                     break;
                 }

@@ -63,6 +63,41 @@ async fn contract_on_files_in_a_folder_with_an_odd_name() {
     assert_eq!(litter, Vec::<String>::new());
 }
 
+/// More files than three pages, some of whose names are also beginnings of folders' names, and behind as many links to nowhere.
+#[tokio::test]
+async fn a_large_folder_is_listed_whole_and_in_order() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = root.path().join("large");
+    std::fs::create_dir(&folder).unwrap();
+    let mut expected = Vec::new();
+    for number in 0..3500_u32 {
+        // In no order of theirs.
+        let name = format!("{:08x}", number.wrapping_mul(0x9E37_79B1));
+        std::fs::write(folder.join(&name), "x").unwrap();
+        expected.push(format!("large/{name}"));
+        if number % 500 == 0 {
+            let below = folder.join(format!("{name}-"));
+            std::fs::create_dir(&below).unwrap();
+            std::fs::write(below.join("y"), "y").unwrap();
+            expected.push(format!("large/{name}-/y"));
+        }
+    }
+    expected.sort();
+    for number in 0..2500 {
+        std::os::unix::fs::symlink("nowhere", folder.join(format!("!{number:04}"))).unwrap();
+    }
+    let url = format!("file://{}", root.path().display());
+    let store = Store::open(&url, StoreOptions::default()).unwrap();
+    let paths = |listed: Vec<repository::store::Listed>| -> Vec<String> {
+        listed.into_iter().map(|object| object.path).collect()
+    };
+    assert_eq!(paths(store.list("large").await.unwrap()), expected);
+    assert_eq!(paths(store.list("").await.unwrap()), expected);
+    let after = &expected[1700];
+    let rest = store.list_after("large", after).await.unwrap();
+    assert_eq!(paths(rest), expected[1701..]);
+}
+
 #[tokio::test]
 async fn opening_makes_no_folder_and_a_missing_one_proves_nothing_absent() {
     let folder = tempfile::tempdir().unwrap();
