@@ -17,7 +17,7 @@ use crate::index::{self, RollUp};
 use crate::key::{BackupLabel, BackupObject, ClusterId, ObjectKey};
 use crate::sealed::{MAX_HEADER_BYTES, OpenPolicy, Sealed, described, read_descriptor};
 use crate::store::{Deadlines, PutOutcome, Store};
-use crate::{Error, Result};
+use crate::{Error, ErrorClass, Result};
 
 /// Largest `backup.json`, in bytes: that of some ten terabytes.
 const MAX_BACKUP_DOCUMENT_BYTES: u64 = 256 << 20;
@@ -97,36 +97,40 @@ impl Repository {
                 PutOutcome::Created => return Ok(Stored::New),
                 PutOutcome::AlreadyExists => {}
             }
-            // A question: our own lost reply, the same contents from elsewhere, or other contents?
-            let head = match self.store.fetch_head(&path, MAX_HEADER_BYTES as u64).await {
-                Err(error) if error.class() == crate::ErrorClass::NotFound => continue,
-                head => head?,
+            // A question: our own lost reply, the same contents from elsewhere, or other contents? What speaks against it is read twice.
+            let judged = match self.is_stored(&path, sealed).await {
+                Err(error) if is_verdict(&error) => self.is_stored(&path, sealed).await,
+                judged => judged,
             };
-            if head.bytes.starts_with(&sealed.header) && head.object_size == sealed.stored_size() {
-                return Ok(Stored::Already);
+            match judged {
+                Err(error) if error.class() == ErrorClass::NotFound => {}
+                judged => return judged.map(|()| Stored::Already),
             }
-            let (there, stored_size) = described(&sealed.key, &head.bytes)?;
-            return match there.difference(&sealed.descriptor) {
-                None if stored_size != head.object_size => Err(Error::Damaged {
-                    key: path,
-                    what: format!(
-                        "it has {} bytes of the {stored_size} that it says",
-                        head.object_size
-                    ),
-                }),
-                None => Ok(Stored::Already),
-                Some(what) => Err(Error::AlreadyStored {
-                    key: path,
-                    what: what.to_owned(),
-                }),
-            };
         }
-        Err(Error::Unavailable {
-            location: path,
-            attempts: MAX_PUT_ROUNDS,
-            elapsed: std::time::Duration::ZERO,
-            source: crate::error::Cause::new("the object exists for a put and does not for a get"),
-        })
+        Err(neither_there_nor_not(path))
+    }
+
+    /// Holds what stands at `path` against what was to be stored there.
+    async fn is_stored(&self, path: &str, sealed: &Sealed) -> Result<()> {
+        let head = self.store.fetch_head(path, MAX_HEADER_BYTES as u64).await?;
+        if head.bytes.starts_with(&sealed.header) && head.object_size == sealed.stored_size() {
+            return Ok(());
+        }
+        let (there, stored_size) = described(&sealed.key, &head.bytes)?;
+        match there.difference(&sealed.descriptor) {
+            None if stored_size != head.object_size => Err(Error::Damaged {
+                key: path.to_owned(),
+                what: format!(
+                    "it has {} bytes of the {stored_size} that it says",
+                    head.object_size
+                ),
+            }),
+            None => Ok(()),
+            Some(what) => Err(Error::AlreadyStored {
+                key: path.to_owned(),
+                what: what.to_owned(),
+            }),
+        }
     }
 
     /// Stores a plain document. Identical bytes are success.
@@ -135,20 +139,27 @@ impl Repository {
     /// As [`Repository::put`].
     pub async fn put_document(&self, key: &ObjectKey, body: Bytes) -> Result<Stored> {
         let path = key.to_string();
-        match self.store.put_new(&path, vec![body.clone()]).await? {
-            PutOutcome::Created => Ok(Stored::New),
-            PutOutcome::AlreadyExists => {
-                let there = self.store.fetch(&path, document_limit(key)).await?;
-                if there == body {
-                    Ok(Stored::Already)
-                } else {
-                    Err(Error::AlreadyStored {
-                        key: path,
-                        what: "the document's bytes".into(),
-                    })
+        for _ in 0..MAX_PUT_ROUNDS {
+            match self.store.put_new(&path, vec![body.clone()]).await? {
+                PutOutcome::Created => return Ok(Stored::New),
+                PutOutcome::AlreadyExists => {}
+            }
+            for is_last in [false, true] {
+                match self.store.fetch(&path, document_limit(key)).await {
+                    Ok(there) if there == body => return Ok(Stored::Already),
+                    Ok(_) if is_last => {
+                        return Err(Error::AlreadyStored {
+                            key: path,
+                            what: "the document's bytes".into(),
+                        });
+                    }
+                    Ok(_) => {}
+                    Err(error) if error.class() == ErrorClass::NotFound => break,
+                    Err(error) => return Err(error),
                 }
             }
         }
+        Err(neither_there_nor_not(path))
     }
 
     /// Stores a document as JSON, one field a line.
@@ -360,11 +371,25 @@ impl Repository {
 
 /// Whether to read once more: what came damaged may have been damaged, or cut off, on the way. What is damaged where it is stays so.
 fn may_be_the_way(error: &Error) -> bool {
-    let damaged = error.class() == crate::ErrorClass::Corrupt;
+    let damaged = error.class() == ErrorClass::Corrupt;
     if damaged {
         tracing::debug!(%error, "read what is damaged, reading it again");
     }
     damaged
+}
+
+/// The same of what stands where something was to be stored: other contents may be damage on the way, too.
+fn is_verdict(error: &Error) -> bool {
+    error.class() == ErrorClass::Conflict || may_be_the_way(error)
+}
+
+fn neither_there_nor_not(location: String) -> Error {
+    Error::Unavailable {
+        location,
+        attempts: MAX_PUT_ROUNDS,
+        elapsed: Duration::ZERO,
+        source: crate::error::Cause::new("the object exists for a put and does not for a get"),
+    }
 }
 
 fn document_limit(key: &ObjectKey) -> u64 {
@@ -380,7 +405,7 @@ fn document_limit(key: &ObjectKey) -> u64 {
 fn absent<T>(result: Result<T>) -> Result<Option<T>> {
     match result {
         Ok(value) => Ok(Some(value)),
-        Err(error) if error.class() == crate::ErrorClass::NotFound => Ok(None),
+        Err(error) if error.class() == ErrorClass::NotFound => Ok(None),
         Err(error) => Err(error),
     }
 }
@@ -388,7 +413,6 @@ fn absent<T>(result: Result<T>) -> Result<Option<T>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ErrorClass;
     use crate::store::StoreOptions;
     use crate::testing;
     use wal_format::TimelineId;
@@ -414,5 +438,30 @@ mod tests {
         let refused = repository.put(&sealed).await.unwrap_err();
         assert_eq!(refused.class(), ErrorClass::Corrupt, "{refused}");
         assert!(std::fs::read(&path).unwrap().len() < bytes.len());
+    }
+
+    /// A read that was damaged on its way is no reason to call a repository wrong.
+    #[tokio::test]
+    async fn what_is_there_already_is_read_twice_before_it_is_called_another() {
+        let store = Store::in_memory();
+        let key: ObjectKey = "7412/wal/00000002.history".parse().unwrap();
+        let sealed = testing::sealed(key.clone(), None, b"1\t0/3000000\tx\n");
+        let repository = Repository::new("test", store.clone());
+        assert_eq!(repository.put(&sealed).await.unwrap(), Stored::New);
+        let (mut misjudged, mut flipped) = (0, 0);
+        for seed in 0..200 {
+            let plan = testing::FaultPlan {
+                seed,
+                flip: 300,
+                ..testing::FaultPlan::default()
+            };
+            let asked = plan.requests.clone();
+            let faulty = Store::faulty(&store, plan, Deadlines::default());
+            let put = Repository::new("test", faulty).put(&sealed).await;
+            misjudged += u32::from(put.is_err());
+            flipped += u32::from(asked.of("fetch") > 1);
+        }
+        assert!(flipped > 40, "{flipped} were damaged once");
+        assert!(misjudged < flipped / 2, "{misjudged} of {flipped}");
     }
 }

@@ -301,8 +301,12 @@ impl Lanes {
 
     fn patience_with(&self, lane: usize, full_since: Instant) -> Instant {
         let lane = &self.lanes[lane];
-        // One that joins, too: let go at once it would join for ever, and the server keep WAL for it.
-        let needed = lane.is_in_the_race() && !self.is_settled(self.first);
+        let needed = match lane.state {
+            LaneState::Live => !self.is_settled(self.first),
+            // Let go at once, it would join for ever, and the server keep WAL for it.
+            LaneState::Joining(_) => self.holders(self.first) < self.ack.needed(self.lanes.len()),
+            _ => false,
+        };
         match needed {
             true => full_since.max(lane.moved) + NEEDED_GRACE,
             false => full_since + UNNEEDED_PATIENCE,
