@@ -487,7 +487,7 @@ fn backup_of_a_standby_that_changes_its_timeline_is_refused() {
     let next = primary.standby();
     let standby = primary.standby();
     let conninfo = standby.conninfo();
-    let slow = ["--max-rate", "2MiB", "--postgres", &conninfo];
+    let slow = ["--max-rate", "1MiB", "--postgres", &conninfo];
     let backup = site
         .walden
         .start(["backup", "--fast-checkpoint"].iter().chain(&slow));
@@ -508,7 +508,7 @@ fn backup_of_a_standby_that_changes_its_timeline_is_refused() {
     });
     standby.psql("checkpoint");
     assert_eq!(standby.psql("select pg_is_in_recovery()"), "t");
-    let output = backup.wait(DEADLINE);
+    let output = backup.wait(2 * DEADLINE);
     assert_eq!(output.code(), 1, "{output}");
     let why = "went on from timeline 1 to timeline 2";
     assert!(output.stderr.contains(why), "{output}");
