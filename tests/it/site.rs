@@ -154,6 +154,13 @@ impl Site {
     pub(crate) fn catalog(&self) -> Catalog {
         wait(self.repository.list(self.cluster())).expect("list")
     }
+
+    /// The same with the tail chunks that sealed segments cover.
+    pub(crate) fn catalog_with_covered(&self) -> Catalog {
+        let cluster = self.cluster();
+        let all = cluster.to_string();
+        wait(self.repository.list_below(cluster, &all)).expect("list all")
+    }
 }
 
 /// What a repository has to know of a server, for which this stands as its system identifier.

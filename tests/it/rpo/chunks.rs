@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use wal_format::TimelineId;
 
 fn chunks(site: &Site) -> usize {
-    let catalog = site.catalog();
+    let catalog = site.catalog_with_covered();
     let timelines = catalog.timelines.values();
     timelines
         .map(|objects| {
@@ -116,7 +116,7 @@ fn waiting_commits_share_their_chunks() {
 
     // Of each segment only so many are needed as a reader may have to fetch.
     let objects = site
-        .catalog()
+        .catalog_with_covered()
         .timelines
         .remove(&TimelineId::FIRST)
         .expect("stored");

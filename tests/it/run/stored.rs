@@ -87,7 +87,7 @@ impl Site {
         pg_wal: &Path,
         hole: Option<GapRange>,
     ) -> Compared {
-        let catalog = self.catalog();
+        let catalog = self.catalog_with_covered();
         let objects = catalog
             .timelines
             .get(&timeline)
