@@ -600,6 +600,43 @@ mod tests {
         assert_eq!(sides(Ok(&other), Ok(&full)), [("server", 5)]);
     }
 
+    #[tokio::test]
+    async fn invalid_wal_before_a_promotion_is_found_and_that_of_a_branch_that_was_left_is_not() {
+        let repository = Repository::new("test", repository::Store::in_memory());
+        let size = SegmentSize::MIN;
+        let name = |timeline: u32, number: u64| {
+            let timeline = TimelineId::new(timeline).unwrap();
+            SegmentName::new(timeline, wal_format::SegmentNumber::new(number), size)
+        };
+        let cluster: ClusterId = "7412".parse().unwrap();
+        // Timeline 2 begins in segment 4; the backup in segment 2.
+        for (timeline, number, is_valid) in [
+            (1, 1, false),
+            (1, 2, true),
+            (1, 3, false),
+            (1, 4, true),
+            (1, 5, false),
+            (2, 4, true),
+            (2, 5, false),
+        ] {
+            let name = name(timeline, number);
+            let start = name.start(size).unwrap();
+            let wal = repository::descriptor::WalDescriptor {
+                start_lsn: start,
+                invalid_at: (!is_valid).then_some(start),
+                ..Default::default()
+            };
+            let key = ObjectKey::Segment { cluster, name };
+            let sealed = repository::testing::sealed(key, Some(wal), b"WAL");
+            repository.put(&sealed).await.unwrap();
+        }
+        let catalog = repository.list(cluster).await.unwrap();
+        let from = name(1, 2).start(size).unwrap();
+        let found = find_invalid(&repository, cluster, size, &catalog, from).await;
+        let found: Vec<_> = found.unwrap().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(found, [name(1, 3), name(2, 5)]);
+    }
+
     #[test]
     fn what_nothing_can_be_recovered_from_is_told() {
         let sides = |all: &[(&str, &StoredState)]| {

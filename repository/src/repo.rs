@@ -440,6 +440,30 @@ mod tests {
         assert!(std::fs::read(&path).unwrap().len() < bytes.len());
     }
 
+    /// Nothing else tells them apart, so that its checksum is not left out even where descriptors say as little as they can.
+    #[tokio::test]
+    async fn two_histories_of_one_length_are_not_one() {
+        let repository = Repository::new("test", Store::in_memory());
+        let policy = crate::sealed::SealPolicy {
+            minimal_descriptor: true,
+            ..testing::UNENCRYPTED
+        };
+        let mut sealer = crate::sealed::Sealer::new(policy, crate::sealed::BufferPool::new(1));
+        let mut seal = |plain: &[u8]| {
+            let facts = crate::sealed::Facts {
+                key: "7412/wal/00000002.history".parse().unwrap(),
+                pg_version: 18,
+                wal: None,
+            };
+            sealer.seal(facts, plain).unwrap()
+        };
+        let (west, east) = (seal(b"1\t0/3000500\tx\n"), seal(b"1\t0/3000600\tx\n"));
+        assert_eq!(repository.put(&west).await.unwrap(), Stored::New);
+        assert_eq!(repository.put(&west).await.unwrap(), Stored::Already);
+        let refused = repository.put(&east).await.unwrap_err();
+        assert_eq!(refused.class(), ErrorClass::Conflict, "{refused}");
+    }
+
     /// A read that was damaged on its way is no reason to call a repository wrong.
     #[tokio::test]
     async fn what_is_there_already_is_read_twice_before_it_is_called_another() {
