@@ -167,6 +167,7 @@ fn next_step(error: &archiver::Error) -> Option<&'static str> {
             "a restored server that shall replace its source is let in by `walden init --adopt`: docs/going-live.md has the steps",
         ),
         Error::Diverged { .. }
+        | Error::OtherHistory { .. }
         | Error::Resume(_)
         | Error::Repository(repository::Error::AlreadyStored { .. }) => Some(
             "two servers wrote WAL under one identity, or one was put back in time: stop the wrong one; if this is the right one, `walden init --new-incarnation` goes on beside what is stored",

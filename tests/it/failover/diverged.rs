@@ -182,6 +182,10 @@ fn split(same_point: bool) {
         "already stored with different contents"
     };
     scene.run_is_refused(&east, because);
+    scene.run_is_refused(
+        &east,
+        "`walden init --new-incarnation` goes on beside what is stored",
+    );
     // Its archiver process is refused too, at the history file or at the first segment.
     scene.push_from(&east);
     switch(&east);
